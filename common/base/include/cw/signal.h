@@ -1,0 +1,19 @@
+/*
+ * SIGINT and SIGTERM as data: a flag for loops that compute and a descriptor for loops that poll. SIGPIPE is
+ * ignored. A third SIGINT kills the process, should a stop hang.
+ */
+#pragma once
+#include "cw/status.h"
+
+/* Once, in main, before threads start. */
+CW_MUST_USE cw_status cw_signal_install(cw_err *err);
+/* Readable from the moment a stop is asked for, for ever (nobody reads it empty). -1 before install. */
+int cw_signal_stop_fd(void);
+bool cw_signal_stopped(void);
+/* Asks for the stop as SIGTERM does. */
+void cw_signal_stop(void);
+
+/* While on, SIGINT sets only the interrupt flag (chat: Ctrl-C ends the answer); SIGTERM still stops. */
+void cw_signal_set_interrupt(bool on);
+bool cw_signal_interrupted(void);
+void cw_signal_clear_interrupt(void);
