@@ -41,9 +41,10 @@ typedef struct cw_expert_set cw_expert_set;
 /* One loaded expert; opaque, held by cw_expert_set_acquire until released. */
 typedef struct cw_expert cw_expert;
 
-/* Copies the shapes (they are checked: a worker gets them over the wire). Kernels must outlive the set. */
-CW_MUST_USE cw_status cw_expert_set_new(const cw_kernels *k, int n_layers, int n_experts,
-                                        const cw_expert_shape *shapes, cw_expert_set **out, cw_err *err);
+/* Copies the shapes (they are checked: a worker gets them over the wire). The packed form is the same for
+ * every instruction set. */
+CW_MUST_USE cw_status cw_expert_set_new(int n_layers, int n_experts, const cw_expert_shape *shapes,
+                                        cw_expert_set **out, cw_err *err);
 /* No expert may be held any more. */
 void cw_expert_set_free(cw_expert_set **set);
 
@@ -72,24 +73,25 @@ const cw_expert *cw_expert_set_acquire(cw_expert_set *set, int layer, int expert
 void cw_expert_release(const cw_expert *e);
 
 /*
- * Rows queued for one expert. Inputs as the layer's rows kind says (q and s, or x), outputs as its reply kind
- * says (f16 and e, or f32); all row-contiguous, owned by the caller.
+ * Rows queued for one expert. Inputs as the layer's rows kind says (a8 or x), outputs as its reply kind says
+ * (f16 and e, or f32). All memory is the caller's; rows of a8 and x may be shared between jobs, rows of the
+ * outputs may not.
  */
 typedef struct {
     const cw_expert *expert;
     int n_rows;
-    const int8_t *q; /* [n_rows, d_model]; values in [-127, 127]: the receiver of a message checks that */
-    const float *s;  /* [n_rows, d_model / 32]; finite */
-    const float *x;  /* [n_rows, d_model] */
-    uint16_t *f16;   /* [n_rows, d_model] */
-    int8_t *e;       /* [n_rows] */
-    float *f32;      /* [n_rows, d_model] */
-    uint8_t *bad;    /* NULL or [n_rows]: set to 1 where the row is not finite, else 0 */
-    int n_bad;       /* result: rows that are not finite; their output is not to be used */
+    const cw_a8 *a8;         /* rows of d_model values (cw_a8_set_row checks what came from a peer) */
+    const float *x;          /* rows of d_model values, dense */
+    const int32_t *in_rows;  /* [n_rows] row of a8 or x that is input i; NULL: row i */
+    const int32_t *out_rows; /* [n_rows] row of the outputs where result i goes; NULL: row i */
+    uint16_t *f16;           /* rows of d_model values, dense */
+    int8_t *e;               /* one per row of f16 */
+    float *f32;              /* rows of d_model values, dense */
+    uint8_t *bad;            /* NULL or [n_rows]: set to 1 where result i is not finite, else 0 */
+    int n_bad;               /* result: rows that are not finite; their output is not to be used */
 } cw_expert_job;
 
-/* Working memory for up to max_rows rows over all jobs of one run, of experts with these shapes (maximum over
- * layers). */
+/* Working memory for up to max_rows rows and as many jobs in one run, for any shape in the set. */
 typedef struct cw_expert_scratch cw_expert_scratch;
 CW_MUST_USE cw_status cw_expert_scratch_new(const cw_expert_set *set, int max_rows, cw_expert_scratch **out,
                                             cw_err *err);
@@ -98,9 +100,9 @@ int cw_expert_scratch_max_rows(const cw_expert_scratch *s);
 
 /*
  * Computes all jobs, which may be of different experts and layers; the rows of all jobs together at most
- * max_rows. `pool` NULL: in the calling thread. Bits do not depend on pool, job order or how rows are grouped
- * into jobs. Allocates nothing. NUMERIC when any row is not finite (text names the first layer and expert;
- * n_bad and bad say which rows), with all other rows valid.
+ * max_rows. `pool` NULL: in the calling thread. Bits do not depend on pool, kernels, job order or how rows
+ * are grouped into jobs. Allocates nothing. NUMERIC when any row is not finite (text names the first layer
+ * and expert; n_bad and bad say which rows), with all other rows valid.
  */
-CW_MUST_USE cw_status cw_expert_run(cw_expert_job *jobs, int n_jobs, cw_expert_scratch *scratch,
-                                    cw_pool *pool, cw_err *err);
+CW_MUST_USE cw_status cw_expert_run(const cw_kernels *kn, cw_pool *pool, cw_expert_job *jobs, int n_jobs,
+                                    cw_expert_scratch *scratch, cw_err *err);

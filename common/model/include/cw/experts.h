@@ -12,6 +12,9 @@
  */
 #pragma once
 #include <stdatomic.h>
+#include "cw/a8.h"
+#include "cw/kernels.h"
+#include "cw/pool.h"
 #include "cw/status.h"
 
 /* How activation rows travel: A8 where gate and up are both quantised, f32 otherwise (docs/NUMERICS.md). */
@@ -34,9 +37,8 @@ typedef struct {
     int layer;
     int n_rows, d_model;
     cw_rows_kind kind;
-    const int8_t *q; /* A8: [n_rows, d_model] */
-    const float *s;  /* A8: [n_rows, d_model / 32] block scales */
-    const float *x;  /* f32: [n_rows, d_model] */
+    const cw_a8 *a8; /* A8: n_rows rows of d_model values; what travels is each row's cw_a8_q and cw_a8_s */
+    const float *x;  /* F32: [n_rows, d_model] */
     int n_entries;
     const cw_expert_entry *entries; /* ascending by (row, expert), no pair twice, every row at least once */
     const atomic_bool *cancel;      /* NULL, or: when it becomes true, collect returns CANCELLED soon */
@@ -82,17 +84,19 @@ static inline void cw_experts_free(cw_experts **x)
     *x = NULL;
 }
 
-/* Experts of one process: computes in submit's caller with its pool. Neither set nor pool is owned; both
-   outlive it. Calls may have at most max_rows rows and max_rows * n_used entries. The kernels are the ones
-   the set was packed for. */
+/*
+ * Experts of one process, computed by the calling thread and the pool (NULL: alone). Neither set nor pool is
+ * owned; both outlive it. Calls may have at most max_rows rows and max_rows * n_used entries. NOT_HERE when
+ * the set lacks an expert.
+ */
 struct cw_expert_set;
-struct cw_pool;
-CW_MUST_USE cw_status cw_experts_local_new(struct cw_expert_set *set, struct cw_pool *pool, int max_rows,
-                                           int n_used, cw_experts **out, cw_err *err);
+CW_MUST_USE cw_status cw_experts_local_new(struct cw_expert_set *set, const cw_kernels *kn, cw_pool *pool,
+                                           int max_rows, int n_used, cw_experts **out, cw_err *err);
 
 /*
  * The one combine order of the project, for whoever holds all rows of a token (engine, worker, combiner):
- * from +0, y = fmaf(weight, row, y) in ascending expert id. `reply` must be of a ROWS kind; rows of `call`
- * that have no entry become +0. Writes y [n_rows, d_model].
+ * from +0, y = fmaf(weight, row, y) in ascending expert id. `reply` must be of a ROWS kind. Writes y [n_rows,
+ * d_model]; rows that have no entry become +0. n_entries and entries as in cw_expert_call.
  */
-void cw_experts_combine(const cw_expert_call *call, const cw_expert_reply *reply, float *y);
+void cw_experts_combine(const cw_kernels *kn, cw_pool *pool, int n_rows, int d_model, int n_entries,
+                        const cw_expert_entry *entries, const cw_expert_reply *reply, float *y);
