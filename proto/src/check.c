@@ -26,11 +26,11 @@ static bool is_speed(float v) { return isfinite(v) && v >= 0.0f && v < 1e9f; }
 
 static cw_status check_sets(size_t n, Cw__Pb__LayerSet **sets, cw_err *err)
 {
-    if (n > CW_MAX_LAYERS) return BAD("%zu layer sets, at most %d are allowed", n, CW_MAX_LAYERS);
+    if (n > CW_WIRE_MAX_LAYERS) return BAD("%zu layer sets, at most %d are allowed", n, CW_WIRE_MAX_LAYERS);
     for (size_t i = 0; i < n; i++) {
-        if (sets[i]->layer >= CW_MAX_LAYERS) return BAD("layer %u is out of range", sets[i]->layer);
+        if (sets[i]->layer >= CW_WIRE_MAX_LAYERS) return BAD("layer %u is out of range", sets[i]->layer);
         if (i && sets[i]->layer <= sets[i - 1]->layer) return BAD("layer sets are not in ascending order");
-        if (sets[i]->experts.len > CW_MAX_EXPERTS / 8) return BAD("an expert set of %zu bytes is too long", sets[i]->experts.len);
+        if (sets[i]->experts.len > CW_WIRE_MAX_EXPERTS / 8) return BAD("an expert set of %zu bytes is too long", sets[i]->experts.len);
     }
     return CW_OK;
 }
@@ -126,7 +126,7 @@ static cw_status check_store_fail(const Cw__Pb__Envelope *env, cw_err *err)
 static cw_status check_call(const Cw__Pb__Envelope *env, cw_err *err)
 {
     const Cw__Pb__Call *c = env->call;
-    if (c->layer >= CW_MAX_LAYERS) return BAD("layer %u is out of range", c->layer);
+    if (c->layer >= CW_WIRE_MAX_LAYERS) return BAD("layer %u is out of range", c->layer);
     if (c->n_rows == 0 || c->n_rows > 65535) return BAD("a call of %u rows", c->n_rows);
     if (c->n_entries < c->n_rows || c->n_entries > 1 << 20) return BAD("a call of %u entries for %u rows", c->n_entries, c->n_rows);
     if ((unsigned)c->act > CW__PB__ACT_KIND__ACT_F32) return BAD("activation kind %d does not exist", (int)c->act);

@@ -23,8 +23,8 @@ enum {
     CW_NAME_MAX = 64,               /* bytes of a worker's or edge's name */
     CW_ADDRESS_MAX = 256,
     CW_TEXT_MAX = 512,              /* bytes of a sentence in a refusal or failure */
-    CW_MAX_LAYERS = 1024,
-    CW_MAX_EXPERTS = 4096,          /* of one layer */
+    CW_WIRE_MAX_LAYERS = 1024,
+    CW_WIRE_MAX_EXPERTS = 4096,          /* of one layer */
     CW_MAX_WORKERS = 4096,
     CW_HELLO_MAX = 4096,            /* header bytes of a Hello or Enrol */
     CW_HEADER_MAX = 1 << 20,        /* header bytes of anything else */
