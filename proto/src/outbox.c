@@ -70,6 +70,11 @@ void cw_open(cw_outbox *o, cw_link link, const char *address, const cw_key *key)
     a->key = *key;
 }
 
+void cw_admit(cw_outbox *o, cw_link link)
+{
+    (void)push(o, CW_ACT_ADMIT, link);
+}
+
 void cw_close(cw_outbox *o, cw_link link, const char *reason)
 {
     cw_action *a = push(o, CW_ACT_CLOSE, link);

@@ -5,7 +5,10 @@
  * feeds them events and carries their actions out: the real shell is the net room over ZeroMQ, the other is
  * tests/sim, which runs a whole cluster in one process. Both give the semantics that libzmq really has: messages of one link
  * arrive in order; at a cut any suffix in flight is lost in both directions; a new connection is a new link; a link id is
- * never used twice in a process.
+ * never used twice in a process. Both shells hold every link to the legal sequences with cw/gate.h, so a machine gets
+ * no message that may not come: on an incoming link first one Hello or Enrol, and more only after the machine queued
+ * CW_ACT_ADMIT (cw_admit) for it; a machine that refuses sends Refusal and queues CW_ACT_CLOSE instead. A link that is neither
+ * admitted nor closed within 2 s is cut.
  * One thread owns a machine.
  */
 #pragma once
@@ -29,7 +32,7 @@ typedef struct {
     int64_t wall_ms;   /* wall clock, for tickets only */
     cw_link link;
     cw_port port;      /* incoming links: the listener it came through */
-    cw_key key;        /* LINK_UP, MESSAGE: the peer's CURVE key (all zero where the listener is loopback without keys) */
+    cw_key key;        /* LINK_UP, MESSAGE: the peer's CURVE key */
     char text[128];    /* LINK_DOWN: why; LINK_UP: the peer's address */
     cw_msg *msg;
 } cw_event;
@@ -37,9 +40,10 @@ typedef struct {
 typedef enum {
     CW_ACT_SEND,  /* link, msg (owned by the action). A full queue or a gone peer is reported as LINK_DOWN. */
     CW_ACT_OPEN,  /* link (chosen by the machine), address, key of the peer to connect to */
-    CW_ACT_CLOSE, /* link; after what was sent before has had a moment to leave (at most 1 s) */
-    CW_ACT_BLAME, /* link; cut at once: the peer broke the protocol (text says how) */
-} cw_action_kind;
+    CW_ACT_CLOSE, /* link; after what was sent before has had a moment to leave (at most 1 s). No event of it follows. */
+    CW_ACT_ADMIT, /* incoming link: its Hello or Enrol is accepted with the role and purpose it named; before Welcome is sent */
+    CW_ACT_BLAME, /* link; cut at once: the peer broke the protocol (text says how). No event of it follows. */
+} cw_action_kind; /* for a link that is gone already, SEND, ADMIT, CLOSE and BLAME do nothing */
 
 typedef struct {
     cw_action_kind kind;
@@ -65,5 +69,6 @@ void cw_outbox_wake(cw_outbox *o, int64_t at_us);
 void cw_send(cw_outbox *o, cw_link link, const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t n_frames);
 void cw_send_msg(cw_outbox *o, cw_link link, cw_msg *msg);
 void cw_open(cw_outbox *o, cw_link link, const char *address, const cw_key *key);
+void cw_admit(cw_outbox *o, cw_link link);
 void cw_close(cw_outbox *o, cw_link link, const char *reason);
 void cw_blame(cw_outbox *o, cw_link link, const char *reason);

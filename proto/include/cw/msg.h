@@ -9,6 +9,7 @@
  * Any thread; no shared state.
  */
 #pragma once
+#include "cw/key.h"
 #include "cw/status.h"
 #include "causeway.pb-c.h"
 
@@ -16,7 +17,6 @@ enum {
     CW_PROTO_MIN = 1,
     CW_PROTO_MAX = 1,
     CW_MSG_MAX_FRAMES = 3,          /* raw frames after the header */
-    CW_KEY_BYTES = 32,              /* CURVE and Ed25519 public keys */
     CW_DIGEST_BYTES = 32,           /* BLAKE2b-256 */
     CW_CLUSTER_BYTES = 16,
     CW_INSTANCE_BYTES = 16,
@@ -34,9 +34,6 @@ enum {
     CW_STORE_PART_MAX = 1 << 20,    /* bytes of one manifest or chunk part */
     CW_ENTRY_BYTES = 8,             /* u16 row, u16 expert, f32 weight */
 };
-
-/* A public key: who somebody is, proven by CURVE. */
-typedef struct { uint8_t b[CW_KEY_BYTES]; } cw_key;
 
 /* Bytes with an owner. release(owner) is called once, by whoever holds the message last. */
 typedef struct {
