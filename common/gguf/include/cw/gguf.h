@@ -43,7 +43,7 @@ typedef struct {
     cw_gguf_kind elem;
     size_t n;
     const void *data;
-    const uint64_t *offsets; /* strings: where element i begins in data; else NULL */
+    const uint64_t *offsets; /* strings: where element i (its length, then its bytes) begins in data, and the end; else NULL */
 } cw_gguf_array;
 
 typedef struct {
@@ -80,7 +80,7 @@ void cw_gguf_close(cw_gguf **g);
 size_t cw_gguf_kv_count(const cw_gguf *g);
 /* i < cw_gguf_kv_count, in the file's order. */
 const cw_gguf_kv *cw_gguf_kv_at(const cw_gguf *g, size_t i);
-/* NULL when there is no such key. Hashed. */
+/* NULL when there is no such key. Binary search, so no choice of keys in a file makes it slow. */
 const cw_gguf_kv *cw_gguf_kv_find(const cw_gguf *g, const char *key);
 
 /* Typed getters. NOT_FOUND when the key is absent, FORMAT when its kind does not fit or its value is out of range
@@ -115,7 +115,7 @@ bool cw_gguf_str_eq(cw_gguf_str s, const char *text);
 
 size_t cw_gguf_tensor_count(const cw_gguf *g);
 const cw_gguf_tensor *cw_gguf_tensor_at(const cw_gguf *g, size_t i);
-/* NULL when there is none of that name; one of an unsupported type is returned, with `supported` false. Hashed. */
+/* NULL when there is none of that name; one of an unsupported type is returned, with `supported` false. Binary search. */
 const cw_gguf_tensor *cw_gguf_find(const cw_gguf *g, const char *name);
 /* The tensor, or a sentence: NOT_FOUND when it is missing, UNSUPPORTED when nothing can compute with its type. */
 CW_MUST_USE cw_status cw_gguf_tensor_require(const cw_gguf *g, const char *name, const cw_gguf_tensor **out, cw_err *err);
