@@ -39,7 +39,9 @@ cw_status cw_err_prefix(cw_err *err, const char *fmt, ...)
     va_start(ap, fmt);
     int n = vsnprintf(err->text, sizeof err->text, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof err->text) snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old);
+    /* The sentence may lose its end; the precision says so to compilers that warn of it. */
+    int room = (int)sizeof err->text - n - 3;
+    if (n >= 0 && room > 0) snprintf(err->text + n, (size_t)room + 3, ": %.*s", room, old);
     return err->code;
 }
 
