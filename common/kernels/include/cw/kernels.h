@@ -78,6 +78,8 @@ struct cw_kernels {
     void (*row_from_f16)(float *y, const uint16_t *row, int e, int64_t n);
     /* y[i] = fmaf(w, ldexp(f16(row[i]), e), y[i]). */
     void (*combine_f16)(float *y, float w, const uint16_t *row, int e, int64_t n);
+    /* o[i] = fmaf(o_t[i], b, o[i] * a). */
+    void (*merge)(float *o, float a, const float *o_t, float b, int64_t n);
     /* y[i] = fmaf(w, row[i], y[i]). */
     void (*combine_f32)(float *y, float w, const float *row, int64_t n);
     /* Whether every value is finite. */
@@ -112,6 +114,7 @@ CW_MUST_USE bool cw_a8_quantise_rows(cw_pool *pool, const cw_kernels *kn, cw_a8 
  *   m' = max(m, m_t); a = exp(m - m'), b = exp(m_t - m') (1 where equal);
  *   sum = fmaf(sum_t, b, sum * a); o[i] = fmaf(o_t[i], b, o[i] * a).
  */
-void cw_softmax_merge(float *max, float *sum, float *o, float max_t, float sum_t, const float *o_t, int64_t n);
+void cw_softmax_merge(const cw_kernels *kn, float *max, float *sum, float *o, float max_t, float sum_t,
+                      const float *o_t, int64_t n);
 /* o[i] = o[i] / sum. */
 void cw_softmax_finish(float *o, float sum, int64_t n);

@@ -1,0 +1,210 @@
+/* Packed weights: sizes, packing of file rows into panels, and the way back. The layout is drawn in internal.h. */
+#include "internal.h"
+#include "cw/bytes.h"
+#include "cw/mem.h"
+
+#include <string.h>
+
+#define MAX_K ((int64_t)1 << 24)
+#define MAX_N ((int64_t)1 << 31)
+
+/* Bytes of a unit and values in it. */
+static void unit_of(const cw_type_info *t, int *block, size_t *bytes)
+{
+    const cw_format *f = cw_format_get(t->type);
+    *block = t->block;
+    *bytes = f ? (size_t)cw_layout_of(f->block, f->n_sub, f->min, f->bits).unit_bytes
+               : (size_t)t->block_bytes * CW_PANEL_ROWS;
+}
+
+cw_status cw_weight_bytes(uint32_t type, int64_t n, int64_t k, size_t *bytes, cw_err *err)
+{
+    const cw_type_info *t = cw_type_get(type);
+    if (!t)
+        return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "tensor type %u (%s) is not supported", (unsigned)type,
+                       cw_type_name(type));
+    if (n < 1 || n > MAX_N || k < 1 || k > MAX_K || k % t->block != 0)
+        return CW_FAIL(err, CW_STATUS_INVALID, "a %s matrix of %lld rows by %lld is not possible (rows are multiples of %d)",
+                       t->name, (long long)n, (long long)k, (int)t->block);
+    int block;
+    size_t unit, total;
+    unit_of(t, &block, &unit);
+    if (!cw_mul_size(unit, (size_t)(k / block), &unit) ||
+        !cw_mul_size(unit, (size_t)((n + CW_PANEL_ROWS - 1) / CW_PANEL_ROWS), &total))
+        return CW_FAIL(err, CW_STATUS_INVALID, "a %s matrix of %lld by %lld is too large", t->name, (long long)n,
+                       (long long)k);
+    *bytes = total;
+    return CW_OK;
+}
+
+cw_status cw_weight_init(cw_weight *w, uint32_t type, int64_t n, int64_t k, void *mem, cw_err *err)
+{
+    size_t bytes;
+    CW_TRY(cw_weight_bytes(type, n, k, &bytes, err));
+    CW_ASSERT((uintptr_t)mem % 64 == 0);
+    *w = (cw_weight){.info = cw_type_get(type), .n = n, .k = k, .bytes = bytes, .data = mem};
+    w->panel_bytes = bytes / (size_t)cw_weight_panels(w);
+    return CW_OK;
+}
+
+static uint32_t word(const void *p) { uint32_t u; memcpy(&u, p, 4); return u; }
+static void put_word(void *p, uint32_t u) { memcpy(p, &u, 4); }
+static uint16_t half(const void *p) { uint16_t u; memcpy(&u, p, 2); return u; }
+static void put_half(void *p, uint16_t u) { memcpy(p, &u, 2); }
+
+/* 32 codes of lane r into the planes at q; four codes at a time, each in its own byte. */
+static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
+{
+    uint8_t *at = q + 4 * r;
+    if (bits == 8) {
+        for (int g = 0; g < 8; g++) memcpy(at + 64 * g, code + 4 * g, 4);
+        return;
+    }
+    for (int g = 0; g < 4; g++)
+        put_word(at + 64 * g, (word(code + 4 * g) & 0x0f0f0f0f) | (word(code + 16 + 4 * g) & 0x0f0f0f0f) << 4);
+    if (bits == 5) {
+        uint32_t h = 0;
+        for (int g = 0; g < 8; g++) h |= (word(code + 4 * g) >> 4 & 0x01010101) << g;
+        put_word(at + 256, h);
+    }
+    if (bits == 6) {
+        for (int v = 0; v < 2; v++) {
+            uint32_t h = 0;
+            for (int t = 0; t < 4; t++) h |= (word(code + 16 * v + 4 * t) >> 4 & 0x03030303) << 2 * t;
+            put_word(at + 256 + 64 * v, h);
+        }
+    }
+}
+
+static void planes_get(const uint8_t *q, int bits, int r, uint8_t *code)
+{
+    const uint8_t *at = q + 4 * r;
+    if (bits == 8) {
+        for (int g = 0; g < 8; g++) memcpy(code + 4 * g, at + 64 * g, 4);
+        return;
+    }
+    for (int g = 0; g < 8; g++) {
+        uint32_t c = word(at + 64 * (g % 4)) >> (g < 4 ? 0 : 4) & 0x0f0f0f0f;
+        if (bits == 5) c |= (word(at + 256) >> g & 0x01010101) << 4;
+        if (bits == 6) c |= (word(at + 256 + 64 * (g / 4)) >> (2 * (g % 4)) & 0x03030303) << 4;
+        put_word(code + 4 * g, c);
+    }
+}
+
+static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
+{
+    put_half(u + 2 * r, b->d);
+    if (f->min != CW_MIN_NONE) put_half(u + l->dmin + 2 * r, b->dmin);
+    for (int s = 0; s < f->n_sub; s++) {
+        u[l->sc + 16 * s + r] = b->sc[s];
+        if (f->min == CW_MIN_SUB) u[l->m + 16 * s + r] = b->m[s];
+    }
+    for (int s = 0; s < f->block / 32; s++) planes_put(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
+}
+
+static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
+{
+    b->d = half(u + 2 * r);
+    if (f->min != CW_MIN_NONE) b->dmin = half(u + l->dmin + 2 * r);
+    for (int s = 0; s < f->n_sub; s++) {
+        b->sc[s] = u[l->sc + 16 * s + r];
+        if (f->min == CW_MIN_SUB) b->m[s] = u[l->m + 16 * s + r];
+    }
+    for (int s = 0; s < f->block / 32; s++) planes_get(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
+}
+
+static uint8_t *panel_of(const cw_weight *w, int64_t row)
+{
+    return w->data + (size_t)(row / CW_PANEL_ROWS) * w->panel_bytes;
+}
+
+void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t unit, cw_block *b)
+{
+    cw_layout l = cw_layout_of(f->block, f->n_sub, f->min, f->bits);
+    unit_get(panel_of(w, row) + unit * l.unit_bytes, f, &l, (int)(row % CW_PANEL_ROWS), b);
+}
+
+static bool f16_finite(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
+
+static bool pack_blocks(cw_weight *w, const cw_format *f, int64_t row, const uint8_t *src)
+{
+    cw_layout l = cw_layout_of(f->block, f->n_sub, f->min, f->bits);
+    uint8_t *u = panel_of(w, row);
+    cw_block b = {0};
+    bool good = true;
+    for (int64_t i = 0; i < w->k / f->block; i++, u += l.unit_bytes, src += w->info->block_bytes) {
+        f->split(src, &b);
+        good = good && f16_finite(b.d) && f16_finite(b.dmin);
+        unit_put(u, f, &l, (int)(row % CW_PANEL_ROWS), &b);
+    }
+    return good;
+}
+
+static bool pack_floats(cw_weight *w, int64_t row, const uint8_t *src)
+{
+    uint8_t *p = panel_of(w, row);
+    int64_t r = row % CW_PANEL_ROWS;
+    bool good = true;
+    if (w->info->type == CW_TYPE_F32) {
+        for (int64_t i = 0; i < w->k; i++) {
+            uint32_t v = cw_load_u32(src + 4 * i);
+            good = good && (v & 0x7f800000) != 0x7f800000;
+            put_word(p + 4 * (CW_PANEL_ROWS * i + r), v);
+        }
+        return good;
+    }
+    uint16_t exponent = w->info->type == CW_TYPE_F16 ? 0x7c00 : 0x7f80;
+    for (int64_t i = 0; i < w->k; i++) {
+        uint16_t v = cw_load_u16(src + 2 * i);
+        good = good && (v & exponent) != exponent;
+        put_half(p + 2 * (CW_PANEL_ROWS * i + r), v);
+    }
+    return good;
+}
+
+cw_status cw_weight_pack(cw_weight *w, int64_t row0, int64_t n_rows, const void *gguf_rows, cw_err *err)
+{
+    CW_ASSERT(row0 >= 0 && n_rows >= 0 && row0 <= w->n - n_rows && row0 % CW_PANEL_ROWS == 0);
+    CW_ASSERT(n_rows % CW_PANEL_ROWS == 0 || row0 + n_rows == w->n);
+    const cw_format *f = cw_format_get(w->info->type);
+    size_t row_bytes = (size_t)(w->k / w->info->block) * (size_t)w->info->block_bytes;
+    int64_t end = row0 + n_rows;
+    /* Rows that fill the last panel are all zero bits: scale +0, which gives +0 whatever the codes. */
+    if (end == w->n && end % CW_PANEL_ROWS != 0) memset(panel_of(w, end), 0, w->panel_bytes);
+    for (int64_t row = row0; row < end; row++) {
+        const uint8_t *src = (const uint8_t *)gguf_rows + (size_t)(row - row0) * row_bytes;
+        if (!(f ? pack_blocks(w, f, row, src) : pack_floats(w, row, src)))
+            return CW_FAIL(err, CW_STATUS_FORMAT, "row %lld holds a %s that is not a finite number", (long long)row,
+                           f ? "scale" : "value");
+    }
+    return CW_OK;
+}
+
+void cw_weight_unpack_row(const cw_weight *w, int64_t row, void *gguf_row)
+{
+    CW_ASSERT(row >= 0 && row < w->n);
+    const cw_format *f = cw_format_get(w->info->type);
+    uint8_t *dst = gguf_row;
+    if (f) {
+        cw_block b = {0};
+        for (int64_t i = 0; i < w->k / f->block; i++, dst += w->info->block_bytes) {
+            cw_panel_get(w, f, row, i, &b);
+            f->join(&b, dst);
+        }
+        return;
+    }
+    const uint8_t *p = panel_of(w, row);
+    int64_t r = row % CW_PANEL_ROWS, size = w->info->block_bytes;
+    for (int64_t i = 0; i < w->k; i++) {
+        if (size == 4)
+            cw_store_u32(dst + 4 * i, word(p + 4 * (CW_PANEL_ROWS * i + r)));
+        else
+            cw_store_u16(dst + 2 * i, half(p + 2 * (CW_PANEL_ROWS * i + r)));
+    }
+}
+
+void cw_weight_row_f32(const cw_weight *w, int64_t row, float *y, void *scratch)
+{
+    cw_weight_unpack_row(w, row, scratch);
+    w->info->to_f32(scratch, y, w->k);
+}

@@ -1,0 +1,234 @@
+/*
+ * The file's block layouts, split into codes and scales and joined again, byte for byte. Facts from the GGUF format's
+ * block descriptions; bytes are read one by one, so any alignment and any byte order will do.
+ */
+#include "cw/block.h"
+#include "cw/bytes.h"
+
+/* Nibbles: byte j holds code j low and code 16 + j high. */
+static void nibbles_split(const uint8_t *qs, uint8_t *code)
+{
+    for (int j = 0; j < 16; j++) {
+        code[j] = qs[j] & 15;
+        code[16 + j] = qs[j] >> 4;
+    }
+}
+
+static void nibbles_join(const uint8_t *code, uint8_t *qs)
+{
+    for (int j = 0; j < 16; j++) qs[j] = (uint8_t)((code[j] & 15) | (code[16 + j] & 15) << 4);
+}
+
+/* A fifth bit: bit i of a 32-bit word belongs to code i. */
+static void fifth_split(const uint8_t *qh, uint8_t *code)
+{
+    uint32_t h = cw_load_u32(qh);
+    for (int i = 0; i < 32; i++) code[i] |= (uint8_t)((h >> i & 1) << 4);
+}
+
+static void fifth_join(const uint8_t *code, uint8_t *qh)
+{
+    uint32_t h = 0;
+    for (int i = 0; i < 32; i++) h |= (uint32_t)(code[i] >> 4 & 1) << i;
+    cw_store_u32(qh, h);
+}
+
+/* Q8_0: d, 32 int8. Codes are the int8 + 128. */
+static void q8_0_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    for (int i = 0; i < 32; i++) b->code[i] = p[2 + i] ^ 0x80;
+}
+
+static void q8_0_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    for (int i = 0; i < 32; i++) p[2 + i] = b->code[i] ^ 0x80;
+}
+
+/* Q4_0, IQ4_NL: d, 16 bytes of nibbles. */
+static void q4_0_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    nibbles_split(p + 2, b->code);
+}
+
+static void q4_0_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    nibbles_join(b->code, p + 2);
+}
+
+/* Q4_1: d, m, nibbles. */
+static void q4_1_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    b->dmin = cw_load_u16(p + 2);
+    nibbles_split(p + 4, b->code);
+}
+
+static void q4_1_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    cw_store_u16(p + 2, b->dmin);
+    nibbles_join(b->code, p + 4);
+}
+
+/* Q5_0: d, fifth bits, nibbles. */
+static void q5_0_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    nibbles_split(p + 6, b->code);
+    fifth_split(p + 2, b->code);
+}
+
+static void q5_0_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    fifth_join(b->code, p + 2);
+    nibbles_join(b->code, p + 6);
+}
+
+/* Q5_1: d, m, fifth bits, nibbles. */
+static void q5_1_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    b->dmin = cw_load_u16(p + 2);
+    nibbles_split(p + 8, b->code);
+    fifth_split(p + 4, b->code);
+}
+
+static void q5_1_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    cw_store_u16(p + 2, b->dmin);
+    fifth_join(b->code, p + 4);
+    nibbles_join(b->code, p + 8);
+}
+
+/* Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes 0..7; the
+ * others have their low nibbles in bytes 8..11 and their two high bits in the tops of bytes 0..7. */
+static void scales_split(const uint8_t *q, cw_block *b)
+{
+    for (int j = 0; j < 4; j++) {
+        b->sc[j] = q[j] & 63;
+        b->m[j] = q[j + 4] & 63;
+        b->sc[j + 4] = (uint8_t)((q[j + 8] & 15) | (q[j] >> 6) << 4);
+        b->m[j + 4] = (uint8_t)((q[j + 8] >> 4) | (q[j + 4] >> 6) << 4);
+    }
+}
+
+static void scales_join(const cw_block *b, uint8_t *q)
+{
+    for (int j = 0; j < 4; j++) {
+        q[j] = (uint8_t)((b->sc[j] & 63) | (b->sc[j + 4] >> 4) << 6);
+        q[j + 4] = (uint8_t)((b->m[j] & 63) | (b->m[j + 4] >> 4) << 6);
+        q[j + 8] = (uint8_t)((b->sc[j + 4] & 15) | (b->m[j + 4] & 15) << 4);
+    }
+}
+
+/* 256 nibbles: each 32 bytes hold 32 codes low and the next 32 high. */
+static void k_nibbles_split(const uint8_t *qs, uint8_t *code)
+{
+    for (int i = 0; i < 128; i++) {
+        int at = i / 32 * 64 + i % 32;
+        code[at] = qs[i] & 15;
+        code[at + 32] = qs[i] >> 4;
+    }
+}
+
+static void k_nibbles_join(const uint8_t *code, uint8_t *qs)
+{
+    for (int i = 0; i < 128; i++) {
+        int at = i / 32 * 64 + i % 32;
+        qs[i] = (uint8_t)((code[at] & 15) | (code[at + 32] & 15) << 4);
+    }
+}
+
+/* Q4_K: d, dmin, 12 bytes of scales, 128 of nibbles. */
+static void q4_k_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    b->dmin = cw_load_u16(p + 2);
+    scales_split(p + 4, b);
+    k_nibbles_split(p + 16, b->code);
+}
+
+static void q4_k_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    cw_store_u16(p + 2, b->dmin);
+    scales_join(b, p + 4);
+    k_nibbles_join(b->code, p + 16);
+}
+
+/* Q5_K: d, dmin, scales, 32 bytes of fifth bits (bit s of byte i: code 32 s + i), nibbles. */
+static void q5_k_split(const uint8_t *p, cw_block *b)
+{
+    b->d = cw_load_u16(p);
+    b->dmin = cw_load_u16(p + 2);
+    scales_split(p + 4, b);
+    k_nibbles_split(p + 48, b->code);
+    for (int i = 0; i < 256; i++) b->code[i] |= (uint8_t)((p[16 + i % 32] >> (i / 32) & 1) << 4);
+}
+
+static void q5_k_join(const cw_block *b, uint8_t *p)
+{
+    cw_store_u16(p, b->d);
+    cw_store_u16(p + 2, b->dmin);
+    scales_join(b, p + 4);
+    for (int i = 0; i < 32; i++) {
+        uint8_t h = 0;
+        for (int s = 0; s < 8; s++) h |= (uint8_t)((b->code[32 * s + i] >> 4 & 1) << s);
+        p[16 + i] = h;
+    }
+    k_nibbles_join(b->code, p + 48);
+}
+
+/* Q6_K: 128 bytes of nibbles, 64 of upper bit pairs, 16 int8 scales, d. In each half of 128 values, nibble byte l
+ * (of 64) holds code l low and 64 + l high; pair byte l (of 32) holds the pairs of codes l, 32+l, 64+l, 96+l. */
+static void q6_k_split(const uint8_t *p, cw_block *b)
+{
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, in = i % 128, l = in % 64;
+        uint8_t low = p[64 * half + l] >> (in < 64 ? 0 : 4) & 15;
+        uint8_t high = p[128 + 32 * half + in % 32] >> (2 * (in / 32)) & 3;
+        b->code[i] = (uint8_t)(low | high << 4);
+    }
+    for (int j = 0; j < 16; j++) b->sc[j] = p[192 + j];
+    b->d = cw_load_u16(p + 208);
+}
+
+static void q6_k_join(const cw_block *b, uint8_t *p)
+{
+    for (int i = 0; i < 192; i++) p[i] = 0;
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, in = i % 128, l = in % 64;
+        p[64 * half + l] |= (uint8_t)((b->code[i] & 15) << (in < 64 ? 0 : 4));
+        p[128 + 32 * half + in % 32] |= (uint8_t)((b->code[i] >> 4 & 3) << (2 * (in / 32)));
+    }
+    for (int j = 0; j < 16; j++) p[192 + j] = b->sc[j];
+    cw_store_u16(p + 208, b->d);
+}
+
+static const int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+static const cw_format formats[] = {
+    /* type, block, sub-scales, signed, minimum, bits, offset, lut */
+    {CW_TYPE_Q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL, q4_0_split, q4_0_join},
+    {CW_TYPE_Q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL, q4_1_split, q4_1_join},
+    {CW_TYPE_Q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL, q5_0_split, q5_0_join},
+    {CW_TYPE_Q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL, q5_1_split, q5_1_join},
+    {CW_TYPE_Q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL, q8_0_split, q8_0_join},
+    {CW_TYPE_IQ4_NL, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_nl_values, q4_0_split, q4_0_join},
+    {CW_TYPE_Q4_K, 256, 8, false, CW_MIN_SUB, 4, 0, NULL, q4_k_split, q4_k_join},
+    {CW_TYPE_Q5_K, 256, 8, false, CW_MIN_SUB, 5, 0, NULL, q5_k_split, q5_k_join},
+    {CW_TYPE_Q6_K, 256, 16, true, CW_MIN_NONE, 6, 32, NULL, q6_k_split, q6_k_join},
+};
+
+const cw_format *cw_format_get(uint32_t gguf_type)
+{
+    for (size_t i = 0; i < CW_ARRAY_LEN(formats); i++)
+        if (formats[i].type == gguf_type) return &formats[i];
+    return NULL;
+}
