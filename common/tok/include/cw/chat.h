@@ -50,8 +50,8 @@ typedef struct {
 
 /*
  * Renders the messages for `t`'s vocabulary (its BOS and EOS texts). `add_generation_prompt`: end where the model is to
- * write its answer. Reasoning in earlier answers is dropped where the template does so. The BOS is in the text: encode
- * the segments without CW_TOK_ADD_SPECIAL, or with it (there will still be one BOS).
+ * write its answer. Reasoning in earlier answers is dropped where the template does so. The BOS is in the text where
+ * the template has one: encode the segments with CW_TOK_ADD_BOS, there will be one.
  * INVALID: an unknown role. Caller frees with cw_chat_prompt_clear.
  */
 CW_MUST_USE cw_status cw_chat_render(const cw_chat *c, const cw_tok *t, const cw_chat_message *messages, size_t n,

@@ -19,7 +19,7 @@ struct cw_gguf;
 typedef struct cw_tok cw_tok;
 
 /* Longest text one call takes. */
-#define CW_TOK_MAX_TEXT ((size_t)256 << 20)
+#define CW_TOK_MAX_TEXT ((size_t)64 << 20)
 /* Longest text that is found as a whole token (USER_DEFINED, CONTROL) in a text; longer ones are only ever printed. */
 #define CW_TOK_MAX_SPECIAL 512
 
@@ -71,8 +71,10 @@ CW_MUST_USE cw_status cw_tok_new_from_spec(const cw_tok_spec *spec, cw_tok **out
 void cw_tok_free(cw_tok **t);
 
 enum {
-    CW_TOK_ADD_SPECIAL = 1,   /* BOS and EOS where the vocabulary asks for them; never a second BOS */
+    CW_TOK_ADD_BOS = 1,       /* BOS where the vocabulary asks for one and the text does not begin with it */
     CW_TOK_PARSE_SPECIAL = 2, /* CONTROL tokens written in the text become tokens */
+    CW_TOK_ADD_EOS = 4,       /* EOS where the vocabulary asks for one and the text does not end in it */
+    CW_TOK_ADD_SPECIAL = CW_TOK_ADD_BOS | CW_TOK_ADD_EOS,
 };
 
 /* Caller owns *ids (cw_free); never NULL on success. INVALID or LIMIT for text that cannot be taken, NO_MEMORY. */
@@ -90,7 +92,7 @@ typedef struct {
  * Encodes the segments as the one text they make together (words may span a border), but a CONTROL token is found only
  * inside stretches that parse specials. In the other stretches USER_DEFINED tokens are found as always, save those
  * written like control tokens (<|...|> and <｜...｜>): some vocabularies give a chat's role markers that type, and a
- * user must not be able to write one. `flags`: CW_TOK_ADD_SPECIAL only.
+ * user must not be able to write one. `flags`: CW_TOK_ADD_BOS and CW_TOK_ADD_EOS only.
  */
 CW_MUST_USE cw_status cw_tok_encode_segments(const cw_tok *t, const cw_tok_segment *segs, size_t n_segs, unsigned flags,
                                              int32_t **ids, size_t *n, cw_err *err);
