@@ -16,6 +16,7 @@ void cw_signal_stop(void)
 {
     int saved = errno;
     atomic_store(&stopped, true);
+    atomic_store(&interrupted, true);
     uint64_t one = 1;
     int fd = atomic_load(&stop_fd);
     if (fd >= 0 && write(fd, &one, sizeof one) < 0) { /* full: it is readable, which is all we want */
@@ -76,4 +77,10 @@ bool cw_signal_interrupted(void)
 void cw_signal_clear_interrupt(void)
 {
     atomic_store(&interrupted, false);
+    if (atomic_load(&stopped)) atomic_store(&interrupted, true);
+}
+
+const atomic_bool *cw_signal_interrupt_flag(void)
+{
+    return &interrupted;
 }

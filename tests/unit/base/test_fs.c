@@ -159,6 +159,8 @@ static void signals_become_data(void **state)
         if (poll(&p, 1, 0) != 0) _exit(4);
         raise(SIGTERM);
         if (!cw_signal_stopped() || poll(&p, 1, 0) != 1) _exit(5);
+        cw_signal_clear_interrupt();
+        if (!atomic_load(cw_signal_interrupt_flag())) _exit(6);
         _exit(0);
     }
     int status;

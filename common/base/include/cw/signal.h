@@ -4,6 +4,7 @@
  */
 #pragma once
 #include "cw/status.h"
+#include <stdatomic.h>
 
 /* Once, in main, before threads start. */
 CW_MUST_USE cw_status cw_signal_install(cw_err *err);
@@ -13,7 +14,11 @@ bool cw_signal_stopped(void);
 /* Asks for the stop as SIGTERM does. */
 void cw_signal_stop(void);
 
-/* While on, SIGINT sets only the interrupt flag (chat: Ctrl-C ends the answer); SIGTERM still stops. */
+/* While on, SIGINT sets only the interrupt flag (chat: Ctrl-C ends the answer); SIGTERM still stops. A stop
+ * sets the interrupt flag too, so that one flag is enough to end whatever is going on. */
 void cw_signal_set_interrupt(bool on);
 bool cw_signal_interrupted(void);
+/* No effect after a stop. */
 void cw_signal_clear_interrupt(void);
+/* The flag itself, for calls that take one to watch. */
+const atomic_bool *cw_signal_interrupt_flag(void);

@@ -39,6 +39,9 @@ typedef struct {
  * MISMATCH (the cluster serves another model), UNREACHABLE, TIMEOUT (what is missing), CANCELLED.
  */
 CW_MUST_USE cw_status cw_mainland_open(const cw_mainland_options *o, cw_mainland **out, cw_err *err);
+/* Whether an earlier run in that directory (or the default one for `name`) was admitted, so that opening needs no join
+ * string. Looks at files only; tells nothing of whether the cluster is there. */
+bool cw_mainland_is_stored(const char *state_dir, const char *name);
 /* The experts object must not be in use any more. Says Bye; at most a second. */
 void cw_mainland_close(cw_mainland **m);
 

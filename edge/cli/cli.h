@@ -1,0 +1,45 @@
+/*
+ * The causeway command: its options and its sub-commands. Every command is a function from options to an exit
+ * code and runs in main's thread; signals are installed before it is called.
+ */
+#pragma once
+#include "cw/option.h"
+
+typedef enum { CLI_MODE_AUTO, CLI_MODE_SPLIT, CLI_MODE_OFFLINE, CLI_MODE_LOCAL } cli_mode;
+/* "auto", "split", ... */
+const char *cli_mode_name(cli_mode m);
+
+/* One struct for all commands; a row of options.c fills each field. */
+typedef struct {
+    /* model */
+    const char *model, *fallback;
+    int isa; /* 0: best, else cw_isa + 1 */
+    int kv;  /* cw_kv_type */
+    int64_t ctx, threads, chunk;
+    const char *groups;
+    /* mainland */
+    const char *join, *state, *name;
+    int mode;
+    int64_t wait;
+    /* answer */
+    const char *prompt, *system;
+    bool raw, json, quiet;
+    int64_t max_tokens, top_k, seed, repeat_last;
+    double temp, top_p, min_p, repeat_penalty;
+    /* logits */
+    const char *tokens, *after, *out;
+    /* tokenize */
+    bool special, decode;
+} cli_options;
+
+extern const cw_program cli_program;
+
+int cli_run(const cli_options *o, const cw_parsed *p);
+int cli_chat(const cli_options *o, const cw_parsed *p);
+int cli_logits(const cli_options *o, const cw_parsed *p);
+int cli_tokenize(const cli_options *o, const cw_parsed *p);
+int cli_inspect(const cli_options *o, const cw_parsed *p);
+
+/* "causeway: sentence" on stderr; returns 1, or 2 for wrong usage. */
+int cli_fail(const cw_err *err);
+int cli_usage(const char *sentence);

@@ -1,0 +1,188 @@
+/* The option tables of the causeway command. Each row is the only place that knows its option. */
+#include "cli.h"
+
+#include <stdio.h>
+
+#define AT(field) offsetof(cli_options, field)
+
+static const cw_option model_rows[] = {
+    {"model", 'm', CW_OPT_STRING, AT(model), "FILE", NULL, 0, 0, NULL, NULL, "Model", 0,
+     "GGUF file, any shard of it; without it the demo model that comes with the program"},
+    {"isa", 0, CW_OPT_ENUM, AT(isa), NULL, "best|scalar|avx2|avx512|neon", 0, 0, "best", NULL, NULL, 0,
+     "instruction set of the kernels; every one gives the same bits"},
+    {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
+     "compute threads; 0: one per core"},
+    {"expert-groups", 0, CW_OPT_STRING, AT(groups), "N/M", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "experts lie in N groups of which M are used, where the file does not say"},
+    {0},
+};
+
+static const cw_option session_rows[] = {
+    {"ctx", 0, CW_OPT_INT, AT(ctx), "N", NULL, 0, 1 << 24, "0", NULL, NULL, 0,
+     "context in tokens; 0: what the file says, at most 8192"},
+    {"kv", 0, CW_OPT_ENUM, AT(kv), NULL, "auto|f32|f16", 0, 0, "auto", NULL, NULL, 0,
+     "type of the KV cache; auto: f32 for f32 weights, else f16"},
+    {0},
+};
+
+static const cw_option mainland_rows[] = {
+    {"join", 0, CW_OPT_STRING, AT(join), "STRING|@file|-", NULL, 0, 0, NULL, NULL, "Mainland", 0,
+     "join string of a cluster, a file that holds it, or - for standard input"},
+    {"state", 0, CW_OPT_STRING, AT(state), "DIR", NULL, 0, 0, NULL, "CAUSEWAY_STATE", NULL, 0,
+     "private directory for this edge's key and ticket"},
+    {"name", 0, CW_OPT_STRING, AT(name), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "what this edge is called in the cluster; without it the host's name"},
+    {"wait", 0, CW_OPT_DURATION, AT(wait), "TIME", NULL, 0, 86400, "0", NULL, NULL, 0,
+     "how long to wait for the cluster; 0: 30 s in mode split, 5 s in mode auto"},
+    {0},
+};
+
+static const cw_option mode_rows[] = {
+    {"mode", 0, CW_OPT_ENUM, AT(mode), NULL, "auto|split|offline|local", 0, 0, "auto", NULL, NULL, 0,
+     "split: experts on the cluster; local: everything here; offline: the fallback model; auto: the first "
+     "that works"},
+    {"fallback", 0, CW_OPT_STRING, AT(fallback), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "small model that answers when the cluster is out of reach; for the demo model its student"},
+    {0},
+};
+
+static const cw_option answer_rows[] = {
+    {"system", 0, CW_OPT_STRING, AT(system), "TEXT", NULL, 0, 0, NULL, NULL, "Answer", 0,
+     "system message before the conversation"},
+    {"raw", 0, CW_OPT_FLAG, AT(raw), NULL, NULL, 0, 0, NULL, NULL, NULL, 0,
+     "no chat template: the model continues the text as it is, special tokens included"},
+    {"max-tokens", 'n', CW_OPT_INT, AT(max_tokens), "N", NULL, 0, 1 << 24, "512", NULL, NULL, 0,
+     "longest answer in tokens; 0: until the context is full"},
+    {"temp", 0, CW_OPT_FLOAT, AT(temp), "T", NULL, 0, 100, "0", NULL, NULL, 0,
+     "temperature; 0: always the best token"},
+    {"seed", 0, CW_OPT_INT, AT(seed), "S", NULL, 0, 0, "1", NULL, NULL, 0,
+     "noise of the sampler: the same seed gives the same text in every mode"},
+    {"top-k", 0, CW_OPT_INT, AT(top_k), "N", NULL, 0, 1 << 30, "0", NULL, NULL, 0,
+     "sample among the N best tokens; 0: off"},
+    {"top-p", 0, CW_OPT_FLOAT, AT(top_p), "P", NULL, 1e-6, 1, "1", NULL, NULL, 0,
+     "sample among the best tokens that together have probability P; 1: off"},
+    {"min-p", 0, CW_OPT_FLOAT, AT(min_p), "P", NULL, 0, 1, "0", NULL, NULL, 0,
+     "drop tokens less likely than P times the best; 0: off"},
+    {"repeat-penalty", 0, CW_OPT_FLOAT, AT(repeat_penalty), "X", NULL, 0.01, 100, "1", NULL, NULL, 0,
+     "make tokens that occurred less likely; 1: off"},
+    {"repeat-last", 0, CW_OPT_INT, AT(repeat_last), "N", NULL, -1, 1 << 24, "64", NULL, NULL, 0,
+     "how many tokens back the penalty looks; -1: all"},
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "one JSON object a line: pieces of text, then a summary"},
+    {"quiet", 'q', CW_OPT_FLAG, AT(quiet), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "no progress, no mode line, no summary on stderr"},
+    {0},
+};
+
+static const cw_option prompt_rows[] = {
+    {"prompt", 'p', CW_OPT_STRING, AT(prompt), "PROMPT", NULL, 0, 0, NULL, NULL, "Prompt",
+     CW_OPT_REQUIRED | CW_OPT_NO_ENV, "what to answer; - reads standard input"},
+    {0},
+};
+
+static const cw_option logits_rows[] = {
+    {"tokens", 0, CW_OPT_STRING, AT(tokens), "LIST|@file", NULL, 0, 0, NULL, NULL, "Logits",
+     CW_OPT_REQUIRED | CW_OPT_NO_ENV, "token ids, separated by commas or white space"},
+    {"after", 0, CW_OPT_STRING, AT(after), "LIST|@file", NULL, 0, 0, NULL, NULL, NULL,
+     CW_OPT_REQUIRED | CW_OPT_NO_ENV, "one row of logits after each of these numbers of tokens"},
+    {"out", 0, CW_OPT_STRING, AT(out), "FILE", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_REQUIRED | CW_OPT_NO_ENV,
+     "raw little-endian f32, one row of the vocabulary's size for each entry of --after"},
+    {"chunk", 0, CW_OPT_INT, AT(chunk), "N", NULL, 0, 1 << 16, "0", NULL, NULL, 0,
+     "tokens in one pass, 0: 256; the logits do not depend on it"},
+    {0},
+};
+
+static const cw_option tokenize_rows[] = {
+    {"special", 0, CW_OPT_FLAG, AT(special), NULL, NULL, 0, 0, NULL, NULL, "Tokenize", CW_OPT_NO_ENV,
+     "recognise special tokens in the text and add those the model begins with; with --decode, print them"},
+    {"decode", 0, CW_OPT_FLAG, AT(decode), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "from ids to text"},
+    {0},
+};
+
+static const cw_option inspect_rows[] = {
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, "Inspect", CW_OPT_NO_ENV,
+     "one JSON object"},
+    {0},
+};
+
+static const cw_command commands[] = {
+    {"run",
+     "-p PROMPT [-m MODEL] [--join STRING] [options]",
+     "answer one prompt",
+     "Answers on standard output; which mode and how fast is said on stderr.\n"
+     "Without --join everything runs here. With it the experts run on the cluster, and the fallback model "
+     "goes on\n"
+     "when the cluster is out of reach.",
+     "  causeway run -p 'What is 347 + 285?'\n"
+     "  causeway run -m DeepSeek-V2-Lite.Q4_K_M.gguf --join @join.txt -p 'Why is the sky blue?'\n"
+     "  causeway run --mode offline --json -p 'Tell me a story about a brave fox.' --temp 0.8",
+     {prompt_rows, model_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     0,
+     0,
+     NULL},
+    {"chat",
+     "[-m MODEL] [--join STRING] [options]",
+     "talk with a model",
+     "At the prompt: /help, /mode, /stats, /new, /quit. Ctrl-C stops the answer, Ctrl-D leaves.",
+     "  causeway chat --join @join.txt --system 'You are brief.'",
+     {model_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     0,
+     0,
+     NULL},
+    {"logits",
+     "--tokens LIST --after LIST --out FILE [-m MODEL] [--join STRING] [options]",
+     "write raw logits",
+     "For tests and comparisons. With --join the experts run on the cluster; the bits are the same.",
+     "  causeway logits -m model.gguf --tokens 1,5,9 --after 1,3 --out rows.f32",
+     {logits_rows, model_rows, session_rows, mainland_rows},
+     0,
+     0,
+     NULL},
+    {"tokenize",
+     "[-m MODEL] [--special] [--decode] TEXT|-|@file",
+     "text to token ids, and back",
+     "Prints ids separated by spaces; with --decode reads ids and prints text.",
+     "  causeway tokenize 'Hello world'\n  causeway tokenize --decode '412 77'",
+     {model_rows, tokenize_rows},
+     1,
+     1,
+     "TEXT"},
+    {"inspect",
+     "[--json] [FILE]",
+     "what a model file holds, and who would hold what",
+     "Architecture, sizes and tensor types, and the memory that an edge and the workers would need.",
+     "  causeway inspect DeepSeek-V2-Lite.Q4_K_M.gguf",
+     {model_rows, inspect_rows},
+     0,
+     1,
+     NULL},
+};
+
+const cw_program cli_program = {
+    "causeway",
+    "run a Mixture-of-Experts model between this machine and a cluster of workers",
+    "The edge holds tokenizer, attention, router and conversation; workers hold the experts; a small "
+    "fallback model\n"
+    "keeps answering when they are out of reach.",
+    commands,
+    CW_ARRAY_LEN(commands),
+};
+
+const char *cli_mode_name(cli_mode m)
+{
+    static const char *const names[] = {"auto", "split", "offline", "local"};
+    return names[m];
+}
+
+int cli_fail(const cw_err *err)
+{
+    return cw_program_fail(&cli_program, err);
+}
+
+int cli_usage(const char *sentence)
+{
+    cw_err err;
+    snprintf(err.text, sizeof err.text, "%s", sentence);
+    return cw_program_usage(&cli_program, &err);
+}

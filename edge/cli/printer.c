@@ -1,0 +1,165 @@
+#include "printer.h"
+#include "cw/json.h"
+#include "cw/progress.h"
+
+#include <string.h>
+#include <unistd.h>
+
+void cli_printer_init(cli_printer *p, bool json, bool quiet, FILE *out, FILE *note)
+{
+    *p = (cli_printer){.out = out, .note = note, .json = json, .quiet = quiet};
+    p->tty = !json && isatty(fileno(out)) != 0;
+}
+
+static void piece_json(cli_printer *p, const char *model, cw_span_kind kind, const char *text, size_t len)
+{
+    if (kind == CW_SPAN_MARKER) return;
+    cw_json j;
+    cw_json_to_file(&j, p->out);
+    cw_json_object(&j);
+    cw_json_key(&j, "text");
+    cw_json_strn(&j, text, len);
+    cw_json_kstr(&j, "model", model);
+    cw_json_kstr(&j, "kind", kind == CW_SPAN_REASONING ? "reasoning" : "answer");
+    cw_json_end(&j);
+    if (!cw_json_done(&j)) p->failed = true;
+}
+
+/* Bytes at s that a terminal would obey instead of showing: C0 but tab and newline, DEL, and C1 in UTF-8. */
+static size_t control_len(const unsigned char *s, size_t n)
+{
+    if ((s[0] < 0x20 && s[0] != '\n' && s[0] != '\t') || s[0] == 0x7f) return 1;
+    return n > 1 && s[0] == 0xc2 && s[1] >= 0x80 && s[1] <= 0x9f ? 2 : 0;
+}
+
+static void write_visible(FILE *f, const char *text, size_t len)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    for (size_t i = 0; i < len;) {
+        size_t skip = control_len(s + i, len - i);
+        if (!skip) fputc(s[i], f);
+        i += skip ? skip : 1;
+    }
+}
+
+static void set_dim(cli_printer *p, bool on)
+{
+    if (p->dim == on) return;
+    fputs(on ? "\033[2m" : "\033[0m", p->out);
+    p->dim = on;
+}
+
+static void piece_tty(cli_printer *p, cw_span_kind kind, const char *text, size_t len)
+{
+    if (kind == CW_SPAN_MARKER) { /* the colour tells; a line break keeps thought and answer apart */
+        set_dim(p, false);
+        if (p->last && p->last != '\n') fputc('\n', p->out);
+        p->last = p->last ? '\n' : 0;
+        return;
+    }
+    set_dim(p, kind == CW_SPAN_REASONING);
+    write_visible(p->out, text, len);
+    p->last = text[len - 1];
+}
+
+void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len)
+{
+    cli_printer *p = ctx;
+    if (p->json) {
+        piece_json(p, model, kind, text, len);
+        return;
+    }
+    if (p->tty) {
+        piece_tty(p, kind, text, len);
+    } else {
+        fwrite(text, 1, len, p->out);
+        p->last = text[len - 1];
+    }
+    if (fflush(p->out) != 0) p->failed = true;
+}
+
+void cli_printer_notice(void *ctx, const char *sentence)
+{
+    cli_printer *p = ctx;
+    fprintf(p->note, "%scauseway: %s\n", p->tty && p->last && p->last != '\n' ? "\n" : "", sentence);
+}
+
+void cli_printer_end(cli_printer *p)
+{
+    if (p->json) return;
+    set_dim(p, false);
+    if (p->last != '\n') fputc('\n', p->out);
+    p->last = 0;
+    if (fflush(p->out) != 0) p->failed = true;
+}
+
+double cli_tokens_per_second(const cw_talk_stats *s)
+{
+    return s->decode_us > 0 ? (double)s->n_tokens * 1e6 / (double)s->decode_us : 0;
+}
+
+static void summary_json(cli_printer *p, const cli_summary *s)
+{
+    const cw_talk_stats *t = s->stats;
+    cw_json j;
+    cw_json_to_file(&j, p->out);
+    cw_json_object(&j);
+    cw_json_key(&j, "summary");
+    cw_json_object(&j);
+    cw_json_kstr(&j, "mode", s->mode);
+    cw_json_kstr(&j, "model", s->main_model);
+    cw_json_kstr(&j, "ended_by_model", t->model);
+    cw_json_kstr(&j, "end", cw_talk_end_name(t->end));
+    cw_json_kint(&j, "prompt_tokens", t->n_prompt);
+    cw_json_kint(&j, "reused_tokens", t->n_reused);
+    cw_json_kint(&j, "tokens", t->n_tokens);
+    cw_json_kint(&j, "fallback_tokens", t->n_fallback);
+    cw_json_kfixed(&j, "tokens_per_second", cli_tokens_per_second(t), 2);
+    cw_json_kfixed(&j, "prefill_ms", (double)t->prefill_us / 1e3, 3);
+    cw_json_kfixed(&j, "decode_ms", (double)t->decode_us / 1e3, 3);
+    cw_json_key(&j, "workers");
+    cw_json_array(&j);
+    for (size_t i = 0; i < s->n_workers; i++) {
+        const cli_worker_line *w = &s->workers[i];
+        cw_json_object(&j);
+        cw_json_kstr(&j, "name", w->name);
+        cw_json_kuint(&j, "calls", w->calls);
+        cw_json_kuint(&j, "rows", w->rows);
+        cw_json_kuint(&j, "bytes_out", w->bytes_out);
+        cw_json_kuint(&j, "bytes_in", w->bytes_in);
+        cw_json_kbool(&j, "up", w->up);
+        cw_json_end(&j);
+    }
+    cw_json_end(&j);
+    cw_json_end(&j);
+    cw_json_end(&j);
+    if (!cw_json_done(&j)) p->failed = true;
+}
+
+static void summary_text(cli_printer *p, const cli_summary *s)
+{
+    const cw_talk_stats *t = s->stats;
+    fprintf(p->note, "\nmode %s · %d tokens, %.1f tokens/s · prompt %d tokens in %.0f ms, answer in %.0f ms",
+            s->mode, t->n_tokens, cli_tokens_per_second(t), t->n_prompt - t->n_reused,
+            (double)t->prefill_us / 1e3, (double)t->decode_us / 1e3);
+    if (t->n_fallback) fprintf(p->note, " · %d tokens by the fallback", t->n_fallback);
+    if (t->end != CW_TALK_STOP) fprintf(p->note, " · ended by %s", cw_talk_end_name(t->end));
+    fputc('\n', p->note);
+    if (s->n_workers)
+        fprintf(p->note, "  %-20s %10s %10s %12s %12s\n", "worker", "calls", "rows", "sent", "received");
+    for (size_t i = 0; i < s->n_workers; i++) {
+        const cli_worker_line *w = &s->workers[i];
+        char out[32], in[32];
+        fprintf(p->note, "  %-20s %10llu %10llu %12s %12s%s\n", w->name, (unsigned long long)w->calls,
+                (unsigned long long)w->rows, cw_bytes_text(w->bytes_out, out, sizeof out),
+                cw_bytes_text(w->bytes_in, in, sizeof in), w->up ? "" : "  (gone)");
+    }
+}
+
+void cli_printer_summary(cli_printer *p, const cli_summary *s)
+{
+    if (p->json)
+        summary_json(p, s);
+    else if (!p->quiet)
+        summary_text(p, s);
+}

@@ -1,0 +1,42 @@
+/*
+ * What the user sees of an answer: plain text on a terminal or in a pipe, or JSON objects a line. One thread.
+ *
+ * On a terminal reasoning is dim and control characters that a model might write are left out, so that no
+ * model can move the cursor or change the window's title. In a pipe the text is what the model wrote, byte
+ * for byte.
+ */
+#pragma once
+#include "cw/talk.h"
+#include <stdio.h>
+
+typedef struct {
+    FILE *out, *note; /* answer; notices and summary */
+    bool json, tty, quiet;
+    bool dim, failed;
+    char last; /* last character written of the answer, 0 at its beginning */
+} cli_printer;
+
+void cli_printer_init(cli_printer *p, bool json, bool quiet, FILE *out, FILE *note);
+/* For cw_talk_sink; ctx is the printer. */
+void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len);
+void cli_printer_notice(void *ctx, const char *sentence);
+/* After an answer: ends its line. */
+void cli_printer_end(cli_printer *p);
+
+/* Calls served by one worker and the bytes each way, as seen from here. */
+typedef struct {
+    char name[65];
+    uint64_t calls, rows, bytes_out, bytes_in;
+    bool up;
+} cli_worker_line;
+
+typedef struct {
+    const char *mode, *main_model;
+    const cw_talk_stats *stats;
+    const cli_worker_line *workers;
+    size_t n_workers;
+} cli_summary;
+
+void cli_printer_summary(cli_printer *p, const cli_summary *s);
+/* Tokens a second of the decode phase; 0 when there was none. */
+double cli_tokens_per_second(const cw_talk_stats *s);

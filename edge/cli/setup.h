@@ -1,0 +1,40 @@
+/*
+ * From options to something that answers: which models are loaded, where the experts are, and why. Says on
+ * stderr which mode was chosen. One thread.
+ */
+#pragma once
+#include "cli.h"
+#include "cw/mainland.h"
+#include "cw/talk.h"
+#include "printer.h"
+
+enum { CLI_MAX_WORKERS = 256 };
+
+typedef struct {
+    cli_mode mode; /* never AUTO once open */
+    char why[640]; /* one sentence: how it came to that mode */
+    cw_pool *pool; /* shared by both models, which never compute at the same time */
+    cw_speaker *main, *fallback;
+    cw_mainland *land;
+    char *model_path, *fallback_path;
+} cli_setup;
+
+/* Loads what the mode needs. Errors are sentences for the user. */
+CW_MUST_USE cw_status cli_setup_open(const cli_options *o, cli_setup *out, cw_err *err);
+void cli_setup_close(cli_setup *s);
+/* Up to CLI_MAX_WORKERS lines; the number written. */
+size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines);
+cw_sampler_params cli_sampler_params(const cli_options *o);
+
+/* Pieces that cli_logits and cli_inspect use too. */
+
+/* The file named with -m, or the demo model. Caller frees. */
+CW_MUST_USE cw_status cli_model_path(const cli_options *o, char **out, cw_err *err);
+/* --expert-groups. */
+CW_MUST_USE cw_status cli_model_options(const cli_options *o, cw_model_options *out, cw_err *err);
+/* --isa, --threads, --chunk; `pool` may be NULL. */
+CW_MUST_USE cw_status cli_engine_options(const cli_options *o, cw_engine_role role, cw_pool *pool,
+                                         cw_engine_options *out, cw_err *err);
+/* Enters the cluster with --join for an edge engine and gives it the cluster's experts. */
+CW_MUST_USE cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wait_ms,
+                               cw_mainland **out, cw_err *err);
