@@ -18,6 +18,8 @@
 #pragma once
 #include "cw/machine.h"
 
+typedef struct cw_coordinator cw_coordinator;
+
 enum { CW_TOKEN_HASH_BYTES = 32, CW_SIGNATURE_BYTES = 64 };
 
 /* Contexts of signatures: a ticket can never pass for an epoch. */

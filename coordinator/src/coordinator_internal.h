@@ -1,0 +1,165 @@
+/*
+ * The coordinator's machine from the inside: registry (registry.c), admission (admission.c), placement over time
+ * (mover.c), epochs (epochs.c), events (coordinator.c). One thread; see cw/coordinator.h.
+ */
+#pragma once
+#include "cw/coordinator.h"
+#include "cw/placement.h"
+
+/* What is known of a worker beyond its key. All sets have the model's shape. */
+typedef struct {
+    uint8_t instance[CW_INSTANCE_BYTES];
+    char address[CW_ADDRESS_MAX], isa[33];
+    uint64_t memory_bytes, memory_used;
+    uint32_t threads;
+    float speed;
+    bool local_model;
+    bool heard;         /* Holdings came on this link: `held` is the truth */
+    bool planned;       /* the placement counts on it */
+    int64_t lost_us;    /* since when it is away, where it has no link */
+    cw_expert_bits held;     /* READY there, as it said; without what it was told to drop */
+    cw_expert_bits wanted;   /* placement: what it shall hold */
+    cw_expert_bits asked;    /* assigned, not READY yet */
+    cw_expert_bits leaving;  /* to be dropped: already missing in the next epoch */
+    cw_expert_bits dropping; /* Drop sent, not confirmed: still in its memory */
+    cw_expert_bits published; /* in the newest epoch; is_published says whether it is there at all */
+    bool is_published;
+    char published_address[CW_ADDRESS_MAX];
+    uint64_t seq, drop_seq; /* last sent; last Drop */
+    uint64_t assign_seq;
+    uint64_t planned_memory; /* memory_bytes when the placement last ran */
+    int64_t leave_us, retry_us;
+    char trouble[CW_TEXT_MAX + 1];
+    uint64_t calls, rows, bytes_in, bytes_out;
+} worker_state;
+
+typedef struct {
+    uint64_t tokens, calls, retries;
+    char mode[17];
+} edge_state;
+
+/* Somebody who was admitted once. */
+typedef struct {
+    cw_key_row row;
+    cw_link link; /* 0: not connected */
+    worker_state *worker; /* NULL for edges */
+    edge_state edge;
+} member;
+
+typedef struct {
+    cw_link link;
+    cw_key key;
+    member *who; /* NULL: not admitted yet */
+    int64_t up_us, heard_us, pinged_us;
+} link_state;
+
+/* Bytes that many messages share: every send of an epoch is one reference. */
+typedef struct shared_bytes shared_bytes;
+shared_bytes *shared_bytes_new(size_t len); /* NULL: out of memory; one reference */
+uint8_t *shared_bytes_data(shared_bytes *s);
+void shared_bytes_release(void *s);
+cw_frame shared_bytes_frame(shared_bytes *s); /* takes a reference */
+
+struct cw_coordinator {
+    cw_coordinator_config cfg;
+    char *model_name, *store_address;
+    uint64_t *expert_bytes; /* [n_layers] */
+    uint32_t n_model_experts;
+
+    member **members; /* in the order of admission */
+    size_t n_members, cap_members;
+    cw_token_row *tokens;
+    size_t n_tokens, cap_tokens;
+    link_state *links; /* ascending by link id */
+    size_t n_links, cap_links;
+
+    cw_row *rows;
+    size_t n_rows, cap_rows;
+    bool failed; /* out of memory while queueing a row: the outbox is failed too, the shell stops */
+
+    uint64_t term, number, epoch_term; /* epoch_term: of the newest epoch */
+    shared_bytes *epoch;
+    int64_t published_us;
+    bool republish; /* the newest epoch is wrong or too old whatever the sets are */
+    uint64_t serial, serial_saved;
+    uint32_t next_worker_id;
+
+    int64_t last_us;      /* time of the last event, to notice that this process slept */
+    int64_t settle_until; /* 0: not settling */
+    int64_t replan_us;    /* when placement runs next; INT64_MAX: no need */
+    uint32_t n_unplaced;
+    uint64_t missing_bytes;
+    char trouble[CW_TEXT_MAX];
+};
+
+static inline int64_t after_ms(int64_t now_us, uint32_t ms)
+{
+    return now_us + (int64_t)ms * 1000;
+}
+static inline bool is_live(const member *m)
+{
+    return m->link != 0;
+}
+/* Connected, and what it holds is known. */
+static inline bool is_counted(const member *m)
+{
+    return m->worker && m->link && m->worker->heard && !m->row.revoked;
+}
+
+/* ---- registry.c */
+member *member_find(const cw_coordinator *c, const cw_key *key);
+/* A new member; the worker's id is given here. NULL: out of memory. Not saved yet. */
+member *member_add(cw_coordinator *c, const cw_key_row *row);
+void member_free(cw_coordinator *c, member *m);
+cw_token_row *token_find(const cw_coordinator *c, uint32_t id);
+cw_token_row *token_find_hash(const cw_coordinator *c, const uint8_t hash[CW_TOKEN_HASH_BYTES]);
+cw_token_row *token_append(cw_coordinator *c, const cw_token_row *t); /* NULL: out of memory */
+uint32_t live_count(const cw_coordinator *c, Cw__Pb__Role role, uint32_t token_id /* 0: of any */);
+link_state *link_find(const cw_coordinator *c, cw_link link);
+link_state *link_add(cw_coordinator *c, cw_link link, const cw_key *key, int64_t now_us);
+void link_remove(cw_coordinator *c, cw_link link);
+void save_token(cw_coordinator *c, const cw_token_row *t);
+void save_key(cw_coordinator *c, const cw_key_row *k);
+void save_term(cw_coordinator *c);
+void save_epoch(cw_coordinator *c);
+void save_serial(cw_coordinator *c);
+/* Revoked edge keys, 32 bytes each, as Welcome and Ticket carry them; heap, NULL when there are none. */
+uint8_t *revoked_edges(const cw_coordinator *c, size_t *len);
+
+/* ---- admission.c */
+/* First message of a link: Welcome, or Refusal and close. */
+void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out);
+void send_ticket(cw_coordinator *c, member *m, const cw_event *ev, cw_outbox *out);
+/* The link is gone from the tables, with a word to the peer where there is something to say. */
+void part_with(cw_coordinator *c, member *m, int64_t now_us, const char *text, cw_outbox *out);
+/* What follows from a member's link being gone. `farewell`: it said Bye, so no grace is needed. */
+void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell);
+
+/* ---- mover.c */
+void replan_at(cw_coordinator *c, int64_t at_us);
+/* Placement where it is due, Assign and Drop where they are possible. */
+void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
+/* The sets were checked with sets_check. */
+void on_holdings(cw_coordinator *c, member *m, const Cw__Pb__Holdings *h, int64_t now_us);
+/* NULL when the sets fit the model, else what is wrong. */
+const char *sets_check(const cw_coordinator *c, size_t n, Cw__Pb__LayerSet *const *sets);
+void sets_to_bits(size_t n, Cw__Pb__LayerSet *const *sets, cw_expert_bits *b);
+
+/* An owned array of LayerSets for packing; n 0 and sets NULL when empty. false: out of memory. */
+typedef struct {
+    size_t n;
+    Cw__Pb__LayerSet **sets;
+    Cw__Pb__LayerSet *items;
+    uint8_t *bytes;
+} set_list;
+bool set_list_init(set_list *s, const cw_expert_bits *b);
+void set_list_free(set_list *s);
+
+/* ---- epochs.c */
+/* Publishes when the sets of READY experts differ from the newest epoch and it is time. */
+void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *out);
+/* Raises the term when somebody has seen a higher epoch than ours. */
+void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *who);
+cw_status epochs_adopt(cw_coordinator *c, const cw_coordinator_state *state, int64_t now_us, cw_err *err);
+/* Signed(body) as shared bytes; NULL: out of memory. */
+shared_bytes *make_signed(cw_coordinator *c, cw_sign_kind kind, const uint8_t *body, size_t len);
