@@ -72,6 +72,7 @@ CW_MUST_USE cw_status cw_session_new(cw_engine *e, const cw_session_options *opt
                                      cw_err *err);
 void cw_session_free(cw_session **s);
 
+cw_engine *cw_session_engine(const cw_session *s);
 int cw_session_n_ctx(const cw_session *s);
 cw_kv_type cw_session_kv_type(const cw_session *s); /* never AUTO */
 /* Tokens whose KV rows are valid, oldest first; borrowed until the session changes. */

@@ -1,0 +1,119 @@
+/* The engine, its sessions and its passes, as the files of this room see them. */
+#pragma once
+#include "act.h"
+#include "attention.h"
+#include "cw/engine.h"
+#include "kv.h"
+#include "weights.h"
+
+typedef struct cw_pass cw_pass;
+
+enum {
+    CW_DEFAULT_ROWS = 256,
+    CW_MAX_ROWS = 4096,
+    CW_DEFAULT_CTX = 8192,
+    /* Two half-batches overlap (one computes attention while the other's experts are away) from this many
+       rows on: below, reading the weights twice costs more than the wait. */
+    CW_OVERLAP_ROWS = 64,
+};
+
+/* One row of a forward pass. */
+typedef struct {
+    cw_session *session;
+    int position;
+    int32_t token;
+    float *logits; /* where this row's logits go, or NULL */
+} cw_row;
+
+struct cw_engine {
+    cw_model_config config;
+    cw_engine_role role;
+    const cw_kernels *kn;
+    cw_pool *pool;
+    bool owns_pool;
+    int max_rows;
+    cw_weights weights;
+    cw_expert_shape *shapes; /* [n_layers] */
+    cw_expert_set *set;      /* local only */
+    cw_experts *local;       /* local only; what `experts` is until set */
+    cw_experts *experts;
+    cw_pass *pass[2]; /* the second only for overlapping, edge only */
+    cw_row *rows;     /* [max_rows] of the forward in progress */
+};
+
+struct cw_session {
+    cw_engine *engine;
+    int n_ctx, n_past;
+    int32_t *tokens; /* [n_ctx] */
+    cw_kv kv;
+    cw_arena *arena; /* tokens and kv */
+    bool in_batch;   /* while a forward checks its items */
+};
+
+/* --- pass.c: the rows of one (half-)batch on their way through the layers --- */
+
+struct cw_pass {
+    cw_engine *e;
+    int n; /* rows */
+    const cw_row *rows;
+    const atomic_bool *cancel;
+    cw_arena *arena;
+
+    float *x;         /* [n, d_model] the residual stream */
+    cw_act h;         /* d_model: norm outputs */
+    float *y;         /* [n, d_model] what a block adds */
+    float *cos, *sin; /* [n, d_rope / 2] */
+    void *embd_row;   /* one row of the embedding in the file's form */
+    /* attention */
+    cw_act q_a;          /* q_lora */
+    float *q;            /* [n, n_heads * d_head] */
+    float *kv;           /* [n, kv width]: a new cache row in f32 */
+    cw_act q_nope;       /* n_heads * d_nope */
+    float *q_abs;        /* [n, n_heads, kv_lora + d_rope] queries against the cache */
+    cw_act latent;       /* n_heads * kv_lora: attention outputs in the latent space */
+    cw_act o;            /* n_heads * d_v */
+    float *attn_scratch; /* [threads, attn_floats] */
+    size_t attn_floats;
+    cw_a8 *head_views; /* [n_heads] */
+    cw_mm *mm;         /* [n_heads + 2] */
+    /* feed-forward */
+    cw_act gated;             /* d_ff or d_shared */
+    float *up;                /* the same */
+    float *scores;            /* [n, n_experts] */
+    cw_expert_entry *entries; /* [n, n_used] */
+    float *combined;          /* [n, d_model] */
+    cw_expert_call call;
+    uint64_t ticket;
+    bool waiting;     /* a ticket is to be collected */
+    float *logits;    /* [n, n_vocab] for rows whose destinations do not lie together */
+    uint8_t *row_bad; /* [n] */
+};
+
+CW_MUST_USE cw_status cw_pass_new(cw_engine *e, cw_pass **out, cw_err *err);
+void cw_pass_free(cw_pass **p);
+
+/* Embeds the rows; then for every layer begin and end, then finish, which writes the logits. */
+void cw_pass_start(cw_pass *p, const cw_row *rows, int n, const atomic_bool *cancel);
+/* Attention, router, submission of expert calls, shared experts. */
+CW_MUST_USE cw_status cw_pass_layer_begin(cw_pass *p, int layer, cw_err *err);
+/* Collects and combines. */
+CW_MUST_USE cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err);
+CW_MUST_USE cw_status cw_pass_finish(cw_pass *p, cw_err *err);
+/* Takes back an expert call in flight after a failure elsewhere. */
+void cw_pass_abandon(cw_pass *p);
+
+/* --- parts of cw_pass_layer_begin --- */
+
+/* pass_attention.c: p->y = attention of p->h; writes the layer's cache rows. */
+CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
+/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. */
+CW_MUST_USE cw_status cw_pass_feed_forward(cw_pass *p, int layer, cw_err *err);
+/* Routes p->h and submits the call. */
+CW_MUST_USE cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err);
+/* p->combined = the routed experts' sum. */
+CW_MUST_USE cw_status cw_pass_collect(cw_pass *p, int layer, cw_err *err);
+
+/* One product, with NUMERIC naming `what` when its input cannot be quantised. */
+CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, int layer,
+                                      cw_err *err);
+CW_MUST_USE cw_status cw_pass_check(const cw_act *a, int layer, cw_err *err);

@@ -1,0 +1,222 @@
+/*
+ * Attention of a pass.
+ *
+ * Multi-head latent attention in absorbed form (DeepSeek-V2, section 2.1): q_nope is carried into the latent
+ * space by k_b, scores are taken against the cached rows [latent | rotated key part], the weighted sum of
+ * latents is carried out by v_b. One form for all rows, so a row's bits do not depend on whether it was
+ * prefilled or decoded. Keys and values are read back from the cache in its stored type, those of this very
+ * pass included.
+ */
+#include "engine_internal.h"
+#include "rope.h"
+
+#include <string.h>
+
+typedef struct {
+    cw_pass *p;
+    int layer;
+    const cw_layer_weights *w;
+    int group, n_groups; /* queries that share a task, and tasks in a row */
+} step;
+
+/* --- attention itself: tasks are (row, group of heads) --- */
+
+/* A few heads to a task when rows are few, so that every thread has some. */
+static void choose_groups(step *s, int heads_sharing, int n_sets)
+{
+    int threads = cw_pool_threads(s->p->e->pool), want = (threads + s->p->n - 1) / s->p->n;
+    int pieces = (want + n_sets - 1) / n_sets;
+    int group = (heads_sharing + pieces - 1) / pieces;
+    s->group = group > CW_ATTN_MAX_GROUP ? CW_ATTN_MAX_GROUP : group;
+    s->n_groups = (heads_sharing + s->group - 1) / s->group;
+}
+
+static float *scratch_of(const cw_pass *p, int thread)
+{
+    return p->attn_scratch + (size_t)thread * p->attn_floats;
+}
+
+static void attend_latent(void *ctx, int task, int thread)
+{
+    const step *s = ctx;
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int row = task / s->n_groups, head = task % s->n_groups * s->group;
+    int n = c->n_heads - head < s->group ? c->n_heads - head : s->group;
+    const cw_kv *kv = &p->rows[row].session->kv;
+    int width = c->kv_lora + c->d_rope;
+    cw_attn_keys keys = {.kv_type = kv->type,
+                         .rows = cw_kv_row(kv, s->layer, 0),
+                         .ld = kv->width,
+                         .k_dim = width,
+                         .v_dim = c->kv_lora,
+                         .scale = c->attn_scale};
+    int64_t at = (int64_t)row * c->n_heads + head;
+    cw_attend(p->e->kn, &keys, p->q_abs + at * width, width, n, p->rows[row].position + 1,
+              p->latent.x + at * c->kv_lora, c->kv_lora, scratch_of(p, thread));
+}
+
+static void attend_grouped(void *ctx, int task, int thread)
+{
+    const step *s = ctx;
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int sharing = c->n_heads / c->n_kv_heads, per_row = c->n_kv_heads * s->n_groups;
+    int row = task / per_row, set = task % per_row / s->n_groups, first = task % s->n_groups * s->group;
+    int n = sharing - first < s->group ? sharing - first : s->group;
+    const cw_kv *kv = &p->rows[row].session->kv;
+    cw_attn_keys keys = {.kv_type = kv->type,
+                         .rows = cw_kv_row(kv, s->layer, 0),
+                         .ld = kv->width,
+                         .k_at = set * c->d_head,
+                         .v_at = (c->n_kv_heads + set) * c->d_head,
+                         .k_dim = c->d_head,
+                         .v_dim = c->d_head,
+                         .scale = c->attn_scale};
+    int64_t at = ((int64_t)row * c->n_heads + set * sharing + first) * c->d_head;
+    cw_attend(p->e->kn, &keys, p->q + at, c->d_head, n, p->rows[row].position + 1, p->o.x + at, c->d_head,
+              scratch_of(p, thread));
+}
+
+/* --- multi-head latent attention --- */
+
+static void norm_q_a(void *ctx, int row, int thread)
+{
+    (void)thread;
+    const step *s = ctx;
+    const cw_model_config *c = &s->p->e->config;
+    float *q = s->p->q_a.x + (int64_t)row * c->q_lora;
+    s->p->e->kn->rms_norm(q, q, s->w->q_a_norm, c->q_lora, c->norm_eps);
+}
+
+/* Finishes the cache row and parts the queries: nope values side by side for k_b, rotated values behind their
+ * latent. */
+static void place_latent_row(void *ctx, int row, int thread)
+{
+    (void)thread;
+    const step *s = ctx;
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int half = c->d_rope / 2, width = c->kv_lora + c->d_rope;
+    const float *cos_row = p->cos + (int64_t)row * half, *sin_row = p->sin + (int64_t)row * half;
+
+    float *kv = p->kv + (int64_t)row * width;
+    p->e->kn->rms_norm(kv, kv, s->w->kv_a_norm, c->kv_lora, c->norm_eps);
+    cw_rope_apply(kv + c->kv_lora, cos_row, sin_row, half, c->rope_halves);
+    const cw_row *r = &p->rows[row];
+    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), 0, kv, width);
+
+    for (int h = 0; h < c->n_heads; h++) {
+        int64_t head = (int64_t)row * c->n_heads + h;
+        const float *q = p->q + head * c->d_head;
+        float *rotated = p->q_abs + head * width + c->kv_lora;
+        memcpy(p->q_nope.x + head * c->d_nope, q, (size_t)c->d_nope * sizeof *q);
+        memcpy(rotated, q + c->d_nope, (size_t)c->d_rope * sizeof *q);
+        cw_rope_apply(rotated, cos_row, sin_row, half, c->rope_halves);
+    }
+}
+
+/* Each head's columns of `in` times that head's weight, to columns h * y_step of y. */
+static cw_status product_per_head(const step *s, cw_act *in, const cw_weight *w, float *y, int64_t y_step,
+                                  int64_t ldy, cw_err *err)
+{
+    cw_pass *p = s->p;
+    int heads = p->e->config.n_heads;
+    int64_t k = w[0].k;
+    if (w[0].info->quantised) cw_act_quantise(in, p->e->kn, p->e->pool);
+    CW_TRY(cw_pass_check(in, s->layer, err));
+    for (int h = 0; h < heads; h++) {
+        cw_mm mm = {
+            .w = &w[h], .f32 = in->x + h * k, .ldx = in->k, .m = p->n, .y = y + h * y_step, .ldy = ldy};
+        if (w[0].info->quantised) {
+            p->head_views[h] = cw_a8_view(&in->a8, 0, p->n, h * k, k);
+            mm.a8 = &p->head_views[h];
+        }
+        p->mm[h] = mm;
+    }
+    cw_matmul_many(p->e->pool, p->e->kn, p->mm, heads);
+    return CW_OK;
+}
+
+static cw_status latent_attention(step *s, cw_err *err)
+{
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int width = c->kv_lora + c->d_rope;
+
+    /* The projections that read the norm's output, under one barrier. */
+    p->mm[0] = cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->kv_a, p->kv, width);
+    p->mm[1] = c->q_lora ? cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->q_a, p->q_a.x, c->q_lora)
+                         : cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->q, p->q, s->w->q.n);
+    CW_TRY(cw_pass_check(&p->h, s->layer, err));
+    cw_matmul_many(p->e->pool, p->e->kn, p->mm, 2);
+    if (c->q_lora) {
+        cw_act_begin(&p->q_a, p->n);
+        cw_pool_run(p->e->pool, norm_q_a, s, p->n);
+        CW_TRY(cw_pass_product(p, &p->q_a, &s->w->q, p->q, s->layer, err));
+    }
+
+    cw_act_begin(&p->q_nope, p->n);
+    cw_pool_run(p->e->pool, place_latent_row, s, p->n);
+    CW_TRY(product_per_head(s, &p->q_nope, s->w->k_b, p->q_abs, width, (int64_t)c->n_heads * width, err));
+
+    cw_act_begin(&p->latent, p->n);
+    choose_groups(s, c->n_heads, 1);
+    cw_pool_run(p->e->pool, attend_latent, s, p->n * s->n_groups);
+
+    cw_act_begin(&p->o, p->n);
+    return product_per_head(s, &p->latent, s->w->v_b, p->o.x, c->d_v, p->o.k, err);
+}
+
+/* --- grouped-query attention --- */
+
+static void add_bias(float *x, const float *bias, int n)
+{
+    for (int i = 0; bias && i < n; i++) x[i] += bias[i];
+}
+
+/* Biases, rotation, and the new cache row: keys of all heads, then values. */
+static void place_grouped_row(void *ctx, int row, int thread)
+{
+    (void)thread;
+    const step *s = ctx;
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int half = c->d_rope / 2, d_kv = c->n_kv_heads * c->d_head;
+    const float *cos_row = p->cos + (int64_t)row * half, *sin_row = p->sin + (int64_t)row * half;
+    float *q = p->q + (int64_t)row * c->n_heads * c->d_head, *k = p->kv + (int64_t)row * 2 * d_kv,
+          *v = k + d_kv;
+    add_bias(q, s->w->q_bias, c->n_heads * c->d_head);
+    add_bias(k, s->w->k_bias, d_kv);
+    add_bias(v, s->w->v_bias, d_kv);
+    for (int h = 0; h < c->n_heads; h++)
+        cw_rope_apply(q + h * c->d_head, cos_row, sin_row, half, c->rope_halves);
+    for (int h = 0; h < c->n_kv_heads; h++)
+        cw_rope_apply(k + h * c->d_head, cos_row, sin_row, half, c->rope_halves);
+    const cw_row *r = &p->rows[row];
+    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), 0, k, 2 * d_kv);
+}
+
+static cw_status grouped_attention(step *s, cw_err *err)
+{
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int d_kv = c->n_kv_heads * c->d_head;
+    p->mm[0] = cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->q, p->q, s->w->q.n);
+    p->mm[1] = cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->k, p->kv, 2 * d_kv);
+    p->mm[2] = cw_act_product(&p->h, p->e->kn, p->e->pool, &s->w->v, p->kv + d_kv, 2 * d_kv);
+    CW_TRY(cw_pass_check(&p->h, s->layer, err));
+    cw_matmul_many(p->e->pool, p->e->kn, p->mm, 3);
+    cw_pool_run(p->e->pool, place_grouped_row, s, p->n);
+    cw_act_begin(&p->o, p->n);
+    choose_groups(s, c->n_heads / c->n_kv_heads, c->n_kv_heads);
+    cw_pool_run(p->e->pool, attend_grouped, s, p->n * c->n_kv_heads * s->n_groups);
+    return CW_OK;
+}
+
+cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err)
+{
+    step s = {.p = p, .layer = layer, .w = &p->e->weights.layers[layer]};
+    CW_TRY(p->e->config.mla ? latent_attention(&s, err) : grouped_attention(&s, err));
+    return cw_pass_product(p, &p->o, &s.w->attn_out, p->y, layer, err);
+}

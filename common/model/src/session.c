@@ -1,0 +1,114 @@
+/* Sessions: one timeline of tokens and its KV cache. A session's memory is one arena of reserved address
+ * space. */
+#include "engine_internal.h"
+
+#include <string.h>
+
+cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session **out, cw_err *err)
+{
+    static const cw_session_options defaults;
+    const cw_model_config *c = &e->config;
+    if (!opt) opt = &defaults;
+    int n_ctx = opt->n_ctx;
+    if (n_ctx == 0) n_ctx = c->n_ctx_train < CW_DEFAULT_CTX ? c->n_ctx_train : CW_DEFAULT_CTX;
+    if (n_ctx < 1 || n_ctx > c->n_ctx_train)
+        return CW_FAIL(err, CW_STATUS_INVALID, "a context of %d tokens; this model has at most %d", n_ctx,
+                       c->n_ctx_train);
+    bool f32 = opt->kv_type == CW_KV_F32 || (opt->kv_type == CW_KV_AUTO && e->weights.all_f32);
+
+    cw_session *s = cw_calloc(1, sizeof *s);
+    if (!s) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a session");
+    s->engine = e;
+    s->n_ctx = n_ctx;
+    s->kv = (cw_kv){.type = f32 ? CW_TYPE_F32 : CW_TYPE_F16, .width = cw_kv_width(c), .n_ctx = n_ctx};
+    s->kv.row_bytes = (size_t)s->kv.width * (f32 ? 4 : 2);
+    /* Bounded by the configuration: 512 layers x 2^24 positions x 2^19 values x 4 bytes stays below 2^55. */
+    size_t kv_bytes = (size_t)c->n_layers * (size_t)n_ctx * s->kv.row_bytes;
+    size_t token_bytes = ((size_t)n_ctx * sizeof *s->tokens + 63) & ~(size_t)63;
+    cw_status st = cw_arena_new(token_bytes + kv_bytes + 64, &s->arena, err);
+    if (st != CW_OK) {
+        cw_free(s);
+        return st;
+    }
+    s->tokens = cw_arena_alloc(s->arena, (size_t)n_ctx, sizeof *s->tokens);
+    s->kv.data = cw_arena_alloc(s->arena, kv_bytes, 1);
+    CW_ASSERT(s->tokens && s->kv.data);
+    *out = s;
+    return CW_OK;
+}
+
+void cw_session_free(cw_session **s)
+{
+    if (!s || !*s) return;
+    cw_arena_free(&(*s)->arena);
+    cw_free(*s);
+    *s = NULL;
+}
+
+cw_engine *cw_session_engine(const cw_session *s)
+{
+    return s->engine;
+}
+
+int cw_session_n_ctx(const cw_session *s)
+{
+    return s->n_ctx;
+}
+
+cw_kv_type cw_session_kv_type(const cw_session *s)
+{
+    return s->kv.type == CW_TYPE_F32 ? CW_KV_F32 : CW_KV_F16;
+}
+
+const int32_t *cw_session_tokens(const cw_session *s, int *n_past)
+{
+    if (n_past) *n_past = s->n_past;
+    return s->tokens;
+}
+
+void cw_session_rewind(cw_session *s, int n_past)
+{
+    CW_ASSERT(n_past >= 0 && n_past <= s->n_past);
+    s->n_past = n_past; /* what lies behind is overwritten before it is read */
+}
+
+cw_status cw_session_eval(cw_session *s, const int32_t *tokens, int n, float *logits,
+                          const atomic_bool *cancel, cw_err *err)
+{
+    if (n > s->n_ctx - s->n_past) /* before the first pass, not after most of the work */
+        return CW_FAIL(err, CW_STATUS_LIMIT, "the context of %d tokens is full (%d held, %d more)", s->n_ctx,
+                       s->n_past, n);
+    for (int done = 0; done < n;) {
+        int now = n - done < s->engine->max_rows ? n - done : s->engine->max_rows;
+        bool last = done + now == n;
+        cw_batch_item item = {.session = s,
+                              .tokens = tokens + done,
+                              .n_tokens = now,
+                              .n_logits = last && logits ? 1 : 0,
+                              .logits = logits};
+        CW_TRY(cw_engine_forward(s->engine, &item, 1, cancel, err));
+        done += now;
+    }
+    return CW_OK;
+}
+
+cw_status cw_session_sync(cw_session *s, const int32_t *tokens, int n, float *logits, int *n_reused,
+                          const atomic_bool *cancel, cw_err *err)
+{
+    if (n < 1) return CW_FAIL(err, CW_STATUS_INVALID, "an empty prompt");
+    if (n > s->n_ctx)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "the prompt has %d tokens, the context holds %d", n, s->n_ctx);
+    int common = 0;
+    while (common < n - 1 && common < s->n_past && s->tokens[common] == tokens[common]) common++;
+    cw_session_rewind(s, common);
+    CW_TRY(cw_session_eval(s, tokens + common, n - common, logits, cancel, err));
+    if (n_reused) *n_reused = common;
+    return CW_OK;
+}
+
+const void *cw_session_kv_row(const cw_session *s, int layer, int position, size_t *bytes)
+{
+    CW_ASSERT(layer >= 0 && layer < s->engine->config.n_layers && position >= 0 && position < s->n_past);
+    if (bytes) *bytes = s->kv.row_bytes;
+    return cw_kv_row(&s->kv, layer, position);
+}

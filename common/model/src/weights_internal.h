@@ -1,0 +1,19 @@
+/* What weights.c and weights_mla.c share. */
+#pragma once
+#include "weights.h"
+
+typedef struct {
+    const cw_gguf *g;
+    const cw_model_config *c;
+    cw_load_progress *progress;
+    cw_weights *w;
+    void *bounce; /* CW_BOUNCE_BYTES */
+    cw_err *err;
+} loader;
+
+/* Memory that lives as long as the weights, 64-byte aligned. NULL when memory is out. */
+void *cw_weight_store_alloc(cw_weight_store *s, size_t bytes);
+/* Describes `w` in memory of the store. */
+CW_MUST_USE cw_status cw_weight_make(loader *l, cw_weight *w, uint32_t type, int64_t n, int64_t k);
+/* k_b and v_b of one layer, one weight per head. */
+CW_MUST_USE cw_status cw_load_mla_heads(loader *l, const cw_layer_tensors *t, cw_layer_weights *out);
