@@ -1,11 +1,11 @@
 /*
  * Placement; the rules are in cw/placement.h.
  *
- * Two passes. `spread` gives every expert one home, layer by layer: quotas in proportion to memory (largest remainder,
- * carried over from layer to layer), then a bipartite matching of experts to the workers that had them, so that the
- * fewest possible move under these quotas, then the rest to whoever has quota left. `replicate` fills the remaining
- * memory. A worker's number of experts a layer (`share`) depends on its own memory only, so that workers that come and
- * go do not shift the roundings of the others.
+ * First how many, then which. `measure` gives every worker its share: a number of experts a layer, from its own memory
+ * alone, so that workers that come and go do not shift the roundings of the others; `repair` raises shares where a layer
+ * would not be covered. Then layer by layer: a bipartite matching gives every expert one home, where it was before if the
+ * shares allow; what is left of the shares keeps what was there, then holds replicas of the experts with fewest homes.
+ * A placement that is fed back as `previous` comes out unchanged.
  */
 #include "cw/placement.h"
 
@@ -21,16 +21,15 @@ typedef struct {
     const cw_placement_input *in;
     cw_expert_bits *sets;
     uint32_t n_workers, n_experts;
-    uint64_t total; /* bytes of all experts */
-    uint64_t *cap;  /* [n_workers] bytes it may hold */
-    uint64_t *spare; /* [n_workers] move reserve: for coverage only where nothing else is left */
-    uint64_t *left; /* [n_workers] of cap */
-    int64_t *credit;  /* [n_workers] fraction of an expert it is owed, 2^32 = one */
-    uint32_t *quota;  /* [n_workers] experts of this layer it may still take */
+    uint64_t total;   /* bytes of all experts */
+    uint64_t *slack;  /* [n_workers] bytes it may still fill */
+    uint64_t *spare;  /* [n_workers] move reserve: for coverage only, where nothing else is left */
+    uint64_t *cap;    /* [n_workers] bytes it may hold, reserve taken off */
     uint32_t *share;  /* [n_workers, n_layers] experts it holds in the end */
-    uint32_t *taken;  /* [n_workers, n_layers] of those, first homes */
+    uint32_t *sum;    /* [n_layers] of the shares */
+    uint32_t *quota;  /* [n_workers] of the share of this layer, not given yet */
     bool *seen;       /* [n_workers] by the matching */
-    int32_t *home;    /* [n_experts] first home in this layer */
+    int32_t *home;    /* [n_experts] home by the matching */
     uint32_t *homes;  /* [n_experts] */
     struct candidate { uint32_t homes, expert; bool had; float load; } *cand; /* [n_experts] */
 } plan;
@@ -47,26 +46,31 @@ static bool had(const plan *p, uint32_t w, uint32_t layer, uint32_t e)
     return b && cw_expert_bits_has(b, layer, e);
 }
 
-static uint32_t had_count(const plan *p, uint32_t w, uint32_t layer)
+static uint32_t *share_of(const plan *p, uint32_t w, uint32_t layer)
 {
-    const cw_expert_bits *b = p->in->workers[w].previous;
-    uint32_t n = 0;
-    for (uint32_t i = 0; b && i < b->words; i++) n += (uint32_t)__builtin_popcountll(b->bits[(size_t)layer * b->words + i]);
-    return n;
+    return &p->share[(size_t)w * p->in->n_layers + layer];
 }
 
-static void give(plan *p, uint32_t w, uint32_t layer, uint32_t e)
+/* ---- how many ----------------------------------------------------------------------------------------------- */
+
+/* Of n experts of this layer, after `cum` of earlier layers: the difference of floor(cumulative * cap / total). */
+static void measure_worker(plan *p, uint32_t w)
 {
-    uint64_t bytes = p->in->expert_bytes[layer];
-    if (p->left[w] < bytes) {
-        p->spare[w] -= bytes - p->left[w];
-        p->left[w] = bytes;
+    const cw_placement_input *in = p->in;
+    uint64_t f = p->total ? (uint64_t)(((unsigned __int128)p->cap[w] << 32) / p->total) : 0, cum = 0;
+    p->slack[w] = p->cap[w];
+    for (uint32_t l = 0; l < in->n_layers; l++) {
+        uint64_t bytes = in->expert_bytes[l];
+        if (!bytes) continue;
+        uint64_t n = ((cum + in->n_experts) * f >> 32) - (cum * f >> 32), room = p->slack[w] / bytes;
+        if (n > room) n = room; /* layers differ in bytes */
+        *share_of(p, w, l) = (uint32_t)n;
+        p->sum[l] += (uint32_t)n;
+        p->slack[w] -= n * bytes;
+        cum += in->n_experts;
     }
-    p->left[w] -= bytes;
-    cw_expert_bits_put(&p->sets[w], layer, e, true);
 }
 
-/* Capacity of each worker, and its share of every layer: floor(cumulative experts * cap / total), differences. */
 static void measure(plan *p)
 {
     const cw_placement_input *in = p->in;
@@ -83,58 +87,57 @@ static void measure(plan *p)
             p->cap[w] = memory > reserve ? memory - reserve : 0;
             p->spare[w] = memory - p->cap[w];
         }
-        p->left[w] = p->cap[w];
-        uint64_t f = p->total ? (uint64_t)(((unsigned __int128)p->cap[w] << 32) / p->total) : 0, cum = 0;
-        for (uint32_t l = 0; l < in->n_layers; l++) {
-            uint64_t n = in->expert_bytes[l] ? in->n_experts : 0;
-            p->share[(size_t)w * in->n_layers + l] = (uint32_t)(((cum + n) * f >> 32) - (cum * f >> 32));
-            cum += n;
-        }
+        measure_worker(p, w);
     }
 }
 
-/* Worker that takes one more expert of this layer: first those below their share, among them those that would keep one,
- * then by what they are owed. NOBODY when no memory is left. */
-static int32_t next_taker(const plan *p, uint32_t layer)
+/* Takes replicas of other layers out of w's shares until `bytes` are free. False: they cannot be. */
+static bool make_room(plan *p, uint32_t w, uint64_t bytes)
 {
-    uint64_t bytes = p->in->expert_bytes[layer];
+    for (uint32_t l = 0; l < p->in->n_layers && p->slack[w] < bytes; l++)
+        while (p->slack[w] < bytes && p->sum[l] > p->n_experts && *share_of(p, w, l)) {
+            --*share_of(p, w, l);
+            p->sum[l]--;
+            p->slack[w] += p->in->expert_bytes[l];
+        }
+    return p->slack[w] >= bytes;
+}
+
+/* One more expert of layer l for somebody: whoever has most room, else whoever can swap a replica for it, else from a reserve. */
+static bool raise_share(plan *p, uint32_t l)
+{
+    uint64_t bytes = p->in->expert_bytes[l];
     int32_t best = NOBODY;
-    int best_rank = -1;
-    for (uint32_t w = 0; w < p->n_workers; w++) {
-        uint64_t need = bytes * (p->quota[w] + 1);
-        if (need > p->left[w] + p->spare[w]) continue;
-        int rank = need > p->left[w] ? 0 : p->quota[w] >= p->share[(size_t)w * p->in->n_layers + layer] ? 1 : 2;
-        if (rank == 2 && had_count(p, w, layer) > p->quota[w] && p->credit[w] > -((int64_t)1 << 32)) rank = 3;
-        if (rank > best_rank || (rank == best_rank && p->credit[w] > p->credit[best])) {
+    for (uint32_t w = 0; w < p->n_workers; w++)
+        if (*share_of(p, w, l) < p->n_experts && p->slack[w] >= bytes && (best == NOBODY || p->slack[w] > p->slack[best])) best = (int32_t)w;
+    for (uint32_t w = 0; best == NOBODY && w < p->n_workers; w++)
+        if (*share_of(p, w, l) < p->n_experts && make_room(p, w, bytes)) best = (int32_t)w;
+    for (uint32_t w = 0; best == NOBODY && w < p->n_workers; w++)
+        if (*share_of(p, w, l) < p->n_experts && p->slack[w] + p->spare[w] >= bytes) {
+            uint64_t from_spare = bytes - p->slack[w]; /* slack is below bytes here */
+            p->spare[w] -= from_spare;
+            p->slack[w] += from_spare;
             best = (int32_t)w;
-            best_rank = rank;
         }
-    }
-    return best;
+    if (best == NOBODY) return false;
+    p->slack[best] -= bytes;
+    ++*share_of(p, (uint32_t)best, l);
+    p->sum[l]++;
+    return true;
 }
 
-/* quota[w]: how many first homes of this layer worker w gives. The number left without. */
-static uint32_t make_quotas(plan *p, uint32_t layer, unsigned __int128 sum_cap)
+static void repair(plan *p)
 {
-    uint64_t bytes = p->in->expert_bytes[layer];
-    uint32_t left = p->n_experts;
-    for (uint32_t w = 0; w < p->n_workers; w++) {
-        p->credit[w] += sum_cap ? (int64_t)(((unsigned __int128)p->cap[w] * p->n_experts << 32) / sum_cap) : 0;
-        int64_t whole = p->credit[w] > 0 ? p->credit[w] >> 32 : 0;
-        uint64_t room = p->left[w] / bytes, q = (uint64_t)whole < room ? (uint64_t)whole : room;
-        if (q > left) q = left;
-        p->quota[w] = (uint32_t)q;
-        p->credit[w] -= (int64_t)q << 32;
-        left -= (uint32_t)q;
-    }
-    while (left) {
-        int32_t w = next_taker(p, layer);
-        if (w == NOBODY) break;
-        p->quota[w]++;
-        p->credit[w] -= (int64_t)1 << 32;
-        left--;
-    }
-    return left;
+    for (uint32_t l = 0; l < p->in->n_layers; l++)
+        while (p->in->expert_bytes[l] && p->sum[l] < p->n_experts && raise_share(p, l)) {}
+}
+
+/* ---- which -------------------------------------------------------------------------------------------------- */
+
+static void give(plan *p, uint32_t w, uint32_t layer, uint32_t e)
+{
+    cw_expert_bits_put(&p->sets[w], layer, e, true);
+    p->homes[e]++;
 }
 
 /* An augmenting path that gives expert e a home where it was before; depth is at most the number of workers. */
@@ -155,7 +158,7 @@ static bool keep(plan *p, uint32_t layer, uint32_t e)
     return false;
 }
 
-static void spread_layer(plan *p, uint32_t layer, cw_placement_result *out)
+static void cover_layer(plan *p, uint32_t layer, cw_placement_result *out)
 {
     for (uint32_t e = 0; e < p->n_experts; e++) p->home[e] = NOBODY;
     for (uint32_t e = 0; e < p->n_experts; e++) {
@@ -178,55 +181,71 @@ static void spread_layer(plan *p, uint32_t layer, cw_placement_result *out)
             continue;
         }
         give(p, (uint32_t)p->home[e], layer, e);
-        p->taken[(size_t)p->home[e] * p->in->n_layers + layer]++;
     }
 }
 
-static void spread(plan *p, cw_placement_result *out)
-{
-    unsigned __int128 sum_cap = 0;
-    for (uint32_t w = 0; w < p->n_workers; w++) sum_cap += p->cap[w];
-    for (uint32_t l = 0; l < p->in->n_layers; l++) {
-        if (!p->in->expert_bytes[l]) continue;
-        (void)make_quotas(p, l, sum_cap);
-        spread_layer(p, l, out);
-    }
-}
-
-/* Few homes first, where staying counts as one home less; then the busier, then the lower number. */
+/* What was there stays first; then few homes, then the busier, then the lower number. */
 static int by_need(const void *a, const void *b)
 {
     const struct candidate *x = a, *y = b;
-    if (x->homes != y->homes) return x->homes < y->homes ? -1 : 1;
     if (x->had != y->had) return x->had ? -1 : 1;
+    if (x->homes != y->homes) return x->homes < y->homes ? -1 : 1;
     if (x->load != y->load) return x->load > y->load ? -1 : 1;
     return x->expert < y->expert ? -1 : x->expert > y->expert;
 }
 
-static void replicate_layer(plan *p, uint32_t layer)
+/* Fills the quotas left: with what was there (`only_had`), or with anything. */
+static void fill_layer(plan *p, uint32_t layer, bool only_had)
 {
-    const cw_placement_input *in = p->in;
-    uint64_t bytes = in->expert_bytes[layer];
-    memset(p->homes, 0, p->n_experts * sizeof *p->homes);
-    for (uint32_t w = 0; w < p->n_workers; w++)
-        for (uint32_t e = 0; e < p->n_experts; e++) p->homes[e] += cw_expert_bits_has(&p->sets[w], layer, e);
+    const float *load = p->in->load;
     for (uint32_t w = 0; w < p->n_workers; w++) {
-        size_t i = (size_t)w * in->n_layers + layer;
-        uint64_t room = p->left[w] / bytes;
-        uint32_t more = p->share[i] > p->taken[i] ? p->share[i] - p->taken[i] : 0, n = 0;
-        if (more > room) more = (uint32_t)room;
-        for (uint32_t e = 0; more && e < p->n_experts; e++) {
-            if (cw_expert_bits_has(&p->sets[w], layer, e)) continue;
+        uint32_t n = 0;
+        if (!p->quota[w]) continue;
+        for (uint32_t e = 0; e < p->n_experts; e++) {
             bool was = had(p, w, layer, e);
-            p->cand[n++] = (struct candidate){.homes = p->homes[e] - (was && p->homes[e] ? 1 : 0), .expert = e, .had = was,
-                                              .load = in->load ? in->load[(size_t)layer * p->n_experts + e] : 0.0f};
+            if (cw_expert_bits_has(&p->sets[w], layer, e) || (only_had && !was)) continue;
+            p->cand[n++] = (struct candidate){.homes = p->homes[e], .expert = e, .had = was,
+                                              .load = load ? load[(size_t)layer * p->n_experts + e] : 0.0f};
         }
         qsort(p->cand, n, sizeof *p->cand, by_need);
-        for (uint32_t k = 0; k < more && k < n; k++) {
+        for (uint32_t k = 0; k < n && p->quota[w]; k++) {
             give(p, w, layer, p->cand[k].expert);
-            p->homes[p->cand[k].expert]++;
+            p->quota[w]--;
         }
     }
+}
+
+/* Staying must not leave one expert with two homes fewer than another on the same worker: each swap makes the sum of squares less. */
+static void even_out(plan *p, uint32_t layer)
+{
+    for (bool again = true; again;) {
+        again = false;
+        for (uint32_t w = 0; w < p->n_workers; w++) {
+            int32_t most = NOBODY, least = NOBODY;
+            for (uint32_t e = 0; e < p->n_experts; e++) {
+                if (cw_expert_bits_has(&p->sets[w], layer, e)) {
+                    if (most == NOBODY || p->homes[e] > p->homes[most]) most = (int32_t)e;
+                } else if (least == NOBODY || p->homes[e] < p->homes[least]) {
+                    least = (int32_t)e;
+                }
+            }
+            if (most == NOBODY || least == NOBODY || p->homes[most] < p->homes[least] + 2) continue;
+            cw_expert_bits_put(&p->sets[w], layer, (uint32_t)most, false);
+            p->homes[most]--;
+            give(p, w, layer, (uint32_t)least);
+            again = true;
+        }
+    }
+}
+
+static void place_layer(plan *p, uint32_t layer, cw_placement_result *out)
+{
+    memset(p->homes, 0, p->n_experts * sizeof *p->homes);
+    for (uint32_t w = 0; w < p->n_workers; w++) p->quota[w] = *share_of(p, w, layer);
+    cover_layer(p, layer, out);
+    fill_layer(p, layer, true);
+    fill_layer(p, layer, false);
+    even_out(p, layer);
 }
 
 static bool plan_new(plan *p, const cw_placement_input *in, cw_expert_bits *sets)
@@ -235,21 +254,20 @@ static bool plan_new(plan *p, const cw_placement_input *in, cw_expert_bits *sets
     *p = (plan){.in = in, .sets = sets, .n_workers = in->n_workers, .n_experts = in->n_experts};
     p->cap = cw_calloc(w, sizeof *p->cap);
     p->spare = cw_calloc(w, sizeof *p->spare);
-    p->left = cw_calloc(w, sizeof *p->left);
-    p->credit = cw_calloc(w, sizeof *p->credit);
+    p->slack = cw_calloc(w, sizeof *p->slack);
     p->quota = cw_calloc(w, sizeof *p->quota);
     p->share = cw_calloc(w * in->n_layers, sizeof *p->share);
-    p->taken = cw_calloc(w * in->n_layers, sizeof *p->taken);
+    p->sum = cw_calloc(in->n_layers, sizeof *p->sum);
     p->seen = cw_calloc(w, sizeof *p->seen);
     p->home = cw_calloc(e, sizeof *p->home);
     p->homes = cw_calloc(e, sizeof *p->homes);
     p->cand = cw_calloc(e, sizeof *p->cand);
-    return p->cap && p->spare && p->left && p->credit && p->quota && p->share && p->taken && p->seen && p->home && p->homes && p->cand;
+    return p->cap && p->spare && p->slack && p->quota && p->share && p->sum && p->seen && p->home && p->homes && p->cand;
 }
 
 static void plan_free(plan *p)
 {
-    void *all[] = {p->cap, p->spare, p->left, p->credit, p->quota, p->share, p->taken, p->seen, p->home, p->homes, p->cand};
+    void *all[] = {p->cap, p->spare, p->slack, p->quota, p->share, p->sum, p->seen, p->home, p->homes, p->cand};
     for (size_t i = 0; i < CW_ARRAY_LEN(all); i++) cw_free(all[i]);
 }
 
@@ -261,9 +279,9 @@ bool cw_placement(const cw_placement_input *in, cw_expert_bits *sets, cw_placeme
         *out = (cw_placement_result){0};
         for (uint32_t w = 0; w < in->n_workers; w++) cw_expert_bits_clear(&sets[w]);
         measure(&p);
-        spread(&p, out);
+        repair(&p);
         for (uint32_t l = 0; l < in->n_layers; l++)
-            if (in->expert_bytes[l]) replicate_layer(&p, l);
+            if (in->expert_bytes[l]) place_layer(&p, l, out);
         if (out->n_unplaced)
             snprintf(out->text, sizeof out->text,
                      "no worker has memory for %u of the model's experts: %.1f MiB more is needed; start another worker or give one "

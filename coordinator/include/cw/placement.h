@@ -4,7 +4,7 @@
  * Rules, in this order. A worker with room for the whole model holds the whole model. Else each layer's experts are
  * spread over all workers in proportion to their memory, every expert once; then what memory remains is filled with
  * replicas, evenly over the layers, experts with the fewest homes first. Experts stay where `previous` has them as far
- * as these counts allow. On a worker that cannot hold everything a move reserve (2 %, at least the largest expert) stays
+ * as these counts allow; a placement fed back as `previous` comes out unchanged. On a worker that cannot hold everything a move reserve (2 %, at least the largest expert) stays
  * free, so that a later move has room to make before it breaks. Same input, same output; the order of `workers` is the
  * tie-break, so callers order by something stable.
  */
