@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cw/bytes.h"
+#include "cw/type.h"
 
 /* --- sorted names --- */
 
@@ -310,7 +311,7 @@ cw_status cw_gguf_tensor_require(const cw_gguf *g, const char *name, const cw_gg
     if (!t) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "%s: there is no tensor '%s'", g->shards[0].path, name);
     if (!t->supported)
         return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "%s: tensor '%s' is of type %s, which is not supported",
-                       g->shards[t->shard].path, name, gguf_type_name(t->type));
+                       g->shards[t->shard].path, name, cw_type_name(t->type));
     *out = t;
     return CW_OK;
 }

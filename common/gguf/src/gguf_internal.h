@@ -57,14 +57,3 @@ const void *gguf_index_find(const gguf_index *ix, const char *name);
 
 /* Any integer kind as sign and magnitude; false when kv is no integer. */
 bool gguf_scalar_int(const cw_gguf_kv *kv, bool *negative, uint64_t *magnitude);
-
-/* --- tensor types --- */
-
-typedef struct {
-    uint32_t block, block_bytes;
-    bool supported;
-} gguf_type;
-/* false: no such type is known. */
-bool gguf_type_get(uint32_t number, gguf_type *out);
-/* "Q4_K"; "unknown" */
-const char *gguf_type_name(uint32_t number);

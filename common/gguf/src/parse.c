@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "cw/bytes.h"
+#include "cw/type.h"
 
 /* Where we are, and in the making of what, for the sentence about a file that ends too early. */
 typedef struct {
@@ -167,17 +168,17 @@ static cw_status parse_kv(cursor *c, cw_gguf_kv *kv, size_t i, cw_err *err)
 /* Sizes, with every product checked. */
 static cw_status size_tensor(cw_gguf_tensor *t, cw_err *err)
 {
-    gguf_type type;
-    if (!gguf_type_get(t->type, &type))
+    int32_t block, block_bytes;
+    if (!cw_type_extent(t->type, &block, &block_bytes))
         return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "tensor '%.*s' is of unknown type %u", GGUF_TEXT, t->name,
                        t->type);
-    t->supported = type.supported;
-    if (t->ne[0] % type.block != 0)
+    t->supported = cw_type_get(t->type) != NULL;
+    if (t->ne[0] % block != 0)
         return CW_FAIL(err, CW_STATUS_FORMAT,
-                       "tensor '%.*s' has rows of %lld elements, not a multiple of %s's block of %u",
-                       GGUF_TEXT, t->name, (long long)t->ne[0], gguf_type_name(t->type), type.block);
+                       "tensor '%.*s' has rows of %lld elements, not a multiple of %s's block of %d",
+                       GGUF_TEXT, t->name, (long long)t->ne[0], cw_type_name(t->type), block);
     size_t bytes;
-    bool fits = cw_mul_size((size_t)(t->ne[0] / type.block), type.block_bytes, &bytes);
+    bool fits = cw_mul_size((size_t)(t->ne[0] / block), (size_t)block_bytes, &bytes);
     t->row_bytes = fits ? bytes : 0;
     int64_t elements = t->ne[0]; /* others count elements in int64: make that safe for them */
     for (int d = 1; fits && d < 4; d++)

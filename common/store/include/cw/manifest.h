@@ -38,7 +38,12 @@ typedef struct {
     const uint8_t *hash; /* [CW_MANIFEST_HASH_BYTES] */
 } cw_manifest_chunk;
 
-/* One number or text of the model's shape, under the key it has in the file. */
+/*
+ * One number or text of the model's shape, under the key it has in the file: general.architecture and every key
+ * "ARCHITECTURE.*" that fits u32 (integers, bools), a finite f32 or a text of up to 1 KiB; arrays of up to 1024 of these
+ * become "KEY[i]". A rule and no choice of the caller, because the digest covers it and all processes of a cluster must
+ * come to the same.
+ */
 typedef enum { CW_SHAPE_U32 = 1, CW_SHAPE_F32 = 2, CW_SHAPE_STR = 3 } cw_shape_kind;
 typedef struct {
     const char *key;
@@ -49,11 +54,6 @@ typedef struct {
 } cw_shape_pair;
 
 typedef struct {
-    /* The shape, at most 4096 pairs, keys unique, in any order. NULL: the file's own: general.architecture and every key
-     * "ARCHITECTURE.*" that fits u32 (integers, bools), f32 or a string of up to 1 KiB; arrays of up to 1024 of these
-     * become "KEY[i]". All processes of a cluster must choose the same, so leave it NULL unless you know better. */
-    const cw_shape_pair *shape;
-    size_t n_shape;
     /* What (layer, expert) answers to the built-in row; NULL: the manifest has no known answers. Called for each expert of
      * each layer below answer_layers (0: of all layers) that has experts. An error ends the build. */
     cw_status (*known_answer)(void *ctx, int layer, int expert, uint8_t out[CW_MANIFEST_HASH_BYTES], cw_err *err);
