@@ -226,9 +226,10 @@ class Run(unittest.TestCase):
         self.assertIn("could not be written", r.stderr)
 
     def test_sigterm_is_a_clean_stop(self):
-        p = subprocess.Popen([BIN / "causeway", "run", "--raw", "-p", "Once upon a time", "-n", "0", "--ctx", "8192", "--isa", "scalar", "--threads", "1"],
+        p = subprocess.Popen([BIN / "causeway", "run", "--raw", "-p", "Once upon a time", "-n", "0", "--temp", "5", "--isa", "scalar", "--threads", "1"],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV, stdin=subprocess.DEVNULL)
-        self.assertTrue(p.stdout.read(1))
+        first = p.stdout.read(1)
+        self.assertTrue(first, p.stderr.read() if not first else "")
         p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=20 * PATIENCE)
         self.assertEqual(p.returncode, 0, err)
@@ -247,18 +248,27 @@ class Chat(unittest.TestCase):
         self.assertIn("there is no fallback model", r.stderr)
 
     def test_an_unknown_template_is_refused_before_the_first_question(self):
-        r = causeway("chat", "-m", ROOT / "tests/golden/deepseek/v3-flat.gguf", "--mode", "local", stdin="hello\n")
-        if "cannot open" in r.stderr:
-            self.skipTest("the golden models are not there")
-        self.assertEqual(r.returncode, 1)
-        self.assertIn("--raw", r.stderr)
+        data = STUDENT.read_bytes()
+        at = data.index(b"tokenizer.chat_template")
+        strange = data[at:]
+        for mark in ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"):
+            strange = strange.replace(mark.encode(), b"#" * len(mark.encode()))
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as f:
+            f.write(data[:at] + strange)
+            f.flush()
+            r = causeway("chat", "-m", f.name, stdin="hello\n")
+            self.assertEqual(r.returncode, 1)
+            self.assertIn("--raw", r.stderr)
+            self.assertEqual(causeway("run", "-m", f.name, "-p", "hello").returncode, 1)
+            self.assertIn("time", ok("run", "-m", f.name, "--raw", "-p", "Once upon a", "-n", "5").stdout)
 
     def test_ctrl_c_stops_the_answer_and_not_the_program(self):
         pid, fd = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(ENV, TERM="xterm", LC_ALL="C.UTF-8")
-            os.execv(BIN / "causeway", ["causeway", "chat", "--raw", "-n", "0", "--ctx", "8192", "--isa", "scalar", "--threads", "1"])
+            os.execv(BIN / "causeway", ["causeway", "chat", "--raw", "-n", "0", "--temp", "5", "--isa", "scalar", "--threads", "1"])
         seen = b""
 
         def until(what, seconds=30):
@@ -269,14 +279,14 @@ class Chat(unittest.TestCase):
                 if select.select([fd], [], [], 0.1)[0]:
                     seen += os.read(fd, 65536)
 
-        until(lambda s: b"> " in s)
+        until(lambda s: s.endswith(b"> "))
         os.write(fd, b"Once upon a time\r")
-        until(lambda s: b"there" in s)
+        until(lambda s: b"a time\r\n" in s and len(s.split(b"a time\r\n", 1)[1]) > 100)
         os.write(fd, b"\x03")
-        seen = b""
-        until(lambda s: b"> " in s)
-        os.write(fd, b"\x03")
-        until(lambda s: b"Ctrl-D leaves" in s)
+        os.write(fd, b"/bogus\r")  # whenever it is read: the program is still there
+        until(lambda s: b"unknown command /bogus" in s)
+        os.write(fd, b"half a line\x03")
+        until(lambda s: b"Ctrl-D leaves)" in s)
         os.write(fd, "/stats é\r".encode())
         until(lambda s: "unknown command /stats é".encode() in s)
         os.write(fd, b"/stats\r")

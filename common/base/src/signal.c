@@ -47,7 +47,11 @@ cw_status cw_signal_install(cw_err *err)
     memset(&sa, 0, sizeof sa);
     sigemptyset(&sa.sa_mask);
     sa.sa_handler = on_signal;
-    sigaction(SIGINT, &sa, NULL); /* no SA_RESTART: a blocking read must see the stop */
+    /* No SA_RESTART: a blocking read must see the stop. A SIGINT that the parent chose to ignore stays ignored: a shell
+     * starts background jobs so, and Ctrl-C is not meant for them. */
+    struct sigaction old;
+    sigaction(SIGINT, NULL, &old);
+    if (old.sa_handler != SIG_IGN) sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
     sa.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &sa, NULL);

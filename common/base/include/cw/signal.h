@@ -6,7 +6,7 @@
 #include "cw/status.h"
 #include <stdatomic.h>
 
-/* Once, in main, before threads start. */
+/* Once, in main, before threads start. SIGINT stays ignored where the parent ignores it. */
 CW_MUST_USE cw_status cw_signal_install(cw_err *err);
 /* Readable from the moment a stop is asked for, for ever (nobody reads it empty). -1 before install. */
 int cw_signal_stop_fd(void);
