@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "coordinator_internal.h"
+#include "cw/join.h"
 #include "cw/log.h"
 #include "cw/mem.h"
 
@@ -75,7 +76,7 @@ static void check_token(const cw_coordinator *c, const Cw__Pb__Enrol *e, int64_t
 {
     char when[32];
     uint8_t hash[CW_TOKEN_HASH_BYTES];
-    c->cfg.hash(c->cfg.ctx, e->token.data, e->token.len, hash);
+    cw_token_hash(e->token.data, e->token.len, hash);
     cw_token_row *t = token_find_hash(c, hash);
     if (!t) REFUSE(v, TOKEN, 0, "the token in this join string is not one of this cluster's: ask its operator for a new join string");
     if (t->revoked) REFUSE(v, TOKEN, 0, "the token in this join string was revoked: ask the cluster's operator for a new one");
@@ -125,11 +126,11 @@ static void check_room(const cw_coordinator *c, const member *m, const Cw__Pb__H
     bool worker = h->role == CW__PB__ROLE__ROLE_WORKER;
     uint32_t live = live_count(c, h->role, 0), max = worker ? c->cfg.max_workers : c->cfg.max_edges;
     if (live >= max)
-        REFUSE(v, FULL, 30000, "the cluster has %u %ss connected, its limit: try again later", live, role_name(h->role));
+        REFUSE(v, FULL, 30000, "the cluster's limit of %u connected %ss is reached: try again later", live, role_name(h->role));
     if (!token && m) token = token_find(c, m->row.token_id);
     if (token && token->max_live && (live = live_count(c, h->role, token->id)) >= token->max_live)
-        REFUSE(v, FULL, 30000, "%u %ss are connected through the same join string, its limit: try again later or ask for another one",
-               live, role_name(h->role));
+        REFUSE(v, FULL, 30000, "this join string's limit of %u connected %ss is reached: try again later or ask for another one", live,
+               role_name(h->role));
 }
 
 static void judge(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e, int64_t wall_ms,
@@ -154,39 +155,20 @@ static void send_refusal(cw_outbox *out, cw_link link, Cw__Pb__RefusalCode code,
     cw_send(out, link, &env, NULL, 0);
 }
 
-/* Signed(TicketBody) for this edge; NULL: out of memory. */
-static shared_bytes *make_ticket(cw_coordinator *c, const member *m, int64_t wall_ms)
+/* Signed(TicketBody) for this edge, freed by the caller; empty when out of memory. */
+static ProtobufCBinaryData make_ticket(cw_coordinator *c, const member *m, int64_t wall_ms)
 {
     if (c->serial == c->serial_saved) { /* one row for a thousand tickets */
         c->serial_saved += 1000;
         save_serial(c);
     }
-    Cw__Pb__TicketBody t = CW__PB__TICKET_BODY__INIT;
-    t.cluster_id = (ProtobufCBinaryData){CW_CLUSTER_BYTES, c->cfg.cluster_id};
-    t.edge_key = (ProtobufCBinaryData){CW_KEY_BYTES, (uint8_t *)m->row.key.b};
-    t.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, c->cfg.model_digest};
-    t.not_after_ms = (uint64_t)wall_ms + c->cfg.times.ticket_ms;
-    t.streams = c->cfg.ticket_streams;
-    t.rows_per_s = c->cfg.ticket_rows_per_s;
-    t.serial = c->serial++;
-    uint8_t body[512];
-    CW_ASSERT(cw__pb__ticket_body__get_packed_size(&t) <= sizeof body);
-    size_t len = cw__pb__ticket_body__pack(&t, body);
-    return make_signed(c, CW_SIGN_TICKET, body, len);
-}
-
-static ProtobufCBinaryData as_field(shared_bytes *s, cw_frame *view)
-{
-    *view = (cw_frame){0};
-    if (!s) return (ProtobufCBinaryData){0, NULL};
-    *view = shared_bytes_frame(s);
-    return (ProtobufCBinaryData){view->len, (uint8_t *)view->data};
-}
-
-static void drop_view(shared_bytes *s, cw_frame *view)
-{
-    if (view->release) view->release(view->owner);
-    shared_bytes_release(s);
+    cw_ticket t = {.edge = m->row.key, .not_after_ms = (uint64_t)wall_ms + c->cfg.times.ticket_ms, .streams = c->cfg.ticket_streams,
+                   .rows_per_s = c->cfg.ticket_rows_per_s, .serial = c->serial++};
+    memcpy(t.cluster, c->cfg.cluster_id, sizeof t.cluster);
+    memcpy(t.model_digest, c->cfg.model_digest, sizeof t.model_digest);
+    ProtobufCBinaryData out = {0, NULL};
+    if (cw_ticket_sign(c->cfg.signer, &t, &out.data, &out.len, NULL) != CW_OK) c->failed = true;
+    return out;
 }
 
 static void send_welcome(cw_coordinator *c, member *m, int64_t wall_ms, cw_outbox *out)
@@ -199,11 +181,9 @@ static void send_welcome(cw_coordinator *c, member *m, int64_t wall_ms, cw_outbo
     w.cluster_id = (ProtobufCBinaryData){CW_CLUSTER_BYTES, c->cfg.cluster_id};
     w.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, c->cfg.model_digest};
     w.model_name = c->model_name;
-    w.sign_key = (ProtobufCBinaryData){CW_KEY_BYTES, c->cfg.sign_key.b};
+    w.sign_key = (ProtobufCBinaryData){CW_KEY_BYTES, (uint8_t *)cw_signer_public(c->cfg.signer)->b};
     w.heartbeat_ms = c->cfg.times.heartbeat_ms;
     w.wall_ms = (uint64_t)wall_ms;
-    shared_bytes *ticket = NULL;
-    cw_frame view = {0};
     uint8_t *revoked = NULL;
     if (m->worker) {
         size_t len;
@@ -211,15 +191,14 @@ static void send_welcome(cw_coordinator *c, member *m, int64_t wall_ms, cw_outbo
         revoked = revoked_edges(c, &len);
         w.revoked = (ProtobufCBinaryData){len, revoked};
     } else {
-        ticket = make_ticket(c, m, wall_ms);
-        if (!ticket) c->failed = true;
-        w.ticket = as_field(ticket, &view);
+        w.ticket = make_ticket(c, m, wall_ms);
         w.streams = c->cfg.ticket_streams;
     }
     cw_frame epoch = {0};
     if (c->epoch) epoch = shared_bytes_frame(c->epoch);
+    cw_admit(out, m->link);
     cw_send(out, m->link, &env, &epoch, c->epoch ? 1 : 0);
-    drop_view(ticket, &view);
+    cw_free(w.ticket.data);
     cw_free(revoked);
 }
 
@@ -230,12 +209,9 @@ void send_ticket(cw_coordinator *c, member *m, const cw_event *ev, cw_outbox *ou
     env.body_case = CW__PB__ENVELOPE__BODY_TICKET;
     env.ticket = &t;
     t.wall_ms = (uint64_t)ev->wall_ms;
-    cw_frame view;
-    shared_bytes *ticket = make_ticket(c, m, ev->wall_ms);
-    if (!ticket) c->failed = true;
-    t.signed_ticket = as_field(ticket, &view);
+    t.signed_ticket = make_ticket(c, m, ev->wall_ms);
     cw_send(out, m->link, &env, NULL, 0);
-    drop_view(ticket, &view);
+    cw_free(t.signed_ticket.data);
 }
 
 void part_with(cw_coordinator *c, member *m, int64_t now_us, const char *text, cw_outbox *out)

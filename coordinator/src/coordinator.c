@@ -3,6 +3,7 @@
  * decisions are in admission.c, mover.c and epochs.c.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "coordinator_internal.h"
@@ -22,6 +23,12 @@ void cw_coordinator_config_init(cw_coordinator_config *c)
 
 /* ---- life --------------------------------------------------------------------------------------------------- */
 
+static int by_id(const void *a, const void *b)
+{
+    const member *x = *(member *const *)a, *y = *(member *const *)b;
+    return x->row.id < y->row.id ? -1 : x->row.id > y->row.id;
+}
+
 static cw_status restore(cw_coordinator *c, const cw_coordinator_state *state, int64_t now_us, cw_err *err)
 {
     for (size_t i = 0; i < state->n_tokens; i++) {
@@ -36,6 +43,8 @@ static cw_status restore(cw_coordinator *c, const cw_coordinator_state *state, i
             return CW_FAIL(err, CW_STATUS_FORMAT, "the saved state has a key of role %d", (int)k->role);
         if (!member_add(c, k)) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for saved keys");
     }
+    /* Epochs list workers by rising id, whatever order the rows came in; ids of new ones are higher still. */
+    if (c->n_members) qsort(c->members, c->n_members, sizeof *c->members, by_id);
     if (state->term >= (uint64_t)1 << 62) return CW_FAIL(err, CW_STATUS_FORMAT, "the saved term is impossible");
     c->term = state->term + 1;
     c->serial = c->serial_saved = state->serial;
@@ -47,7 +56,7 @@ cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coord
                              cw_coordinator **out, cw_err *err)
 {
     CW_ASSERT(config->n_layers && config->n_layers <= CW_WIRE_MAX_LAYERS && config->n_experts && config->n_experts <= CW_WIRE_MAX_EXPERTS);
-    CW_ASSERT(config->sign && config->hash);
+    CW_ASSERT(config->signer);
     cw_status s = CW_OK;
     cw_coordinator *c = cw_calloc(1, sizeof *c);
     if (!c) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the coordinator");

@@ -5,6 +5,7 @@
 #pragma once
 #include "cw/coordinator.h"
 #include "cw/placement.h"
+#include "cw/ticket.h"
 
 /* What is known of a worker beyond its key. All sets have the model's shape. */
 typedef struct {
@@ -161,5 +162,3 @@ void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *
 /* Raises the term when somebody has seen a higher epoch than ours. */
 void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *who);
 cw_status epochs_adopt(cw_coordinator *c, const cw_coordinator_state *state, int64_t now_us, cw_err *err);
-/* Signed(body) as shared bytes; NULL: out of memory. */
-shared_bytes *make_signed(cw_coordinator *c, cw_sign_kind kind, const uint8_t *body, size_t len);

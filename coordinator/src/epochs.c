@@ -9,18 +9,6 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 
-shared_bytes *make_signed(cw_coordinator *c, cw_sign_kind kind, const uint8_t *body, size_t len)
-{
-    uint8_t sig[CW_SIGNATURE_BYTES];
-    c->cfg.sign(c->cfg.ctx, kind, body, len, sig);
-    Cw__Pb__Signed s = CW__PB__SIGNED__INIT;
-    s.body = (ProtobufCBinaryData){len, (uint8_t *)body};
-    s.signature = (ProtobufCBinaryData){sizeof sig, sig};
-    shared_bytes *out = shared_bytes_new(cw__pb__signed__get_packed_size(&s));
-    if (out) cw__pb__signed__pack(&s, shared_bytes_data(out));
-    return out;
-}
-
 bool set_list_init(set_list *s, const cw_expert_bits *b)
 {
     size_t set_bytes = (b->n_experts + 7) / 8;
@@ -148,6 +136,8 @@ static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, in
     set_list *sets = cw_calloc(c->n_members, sizeof *sets);
     uint8_t *bytes = NULL;
     shared_bytes *out = NULL;
+    size_t len;
+    cw_err err;
     if (!items || !ptrs || !sets) goto done;
     for (size_t i = 0; i < c->n_members; i++) {
         member *m = c->members[i];
@@ -171,11 +161,12 @@ static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, in
     body.term = term;
     body.number = number;
     body.made_ms = (uint64_t)wall_ms;
-    size_t len = cw__pb__epoch_body__get_packed_size(&body);
-    bytes = cw_calloc(len, 1);
-    if (!bytes) goto done;
-    cw__pb__epoch_body__pack(&body, bytes);
-    out = make_signed(c, CW_SIGN_EPOCH, bytes, len);
+    if (cw_epoch_sign(c->cfg.signer, &body, &bytes, &len, &err) != CW_OK) {
+        CW_LOG_E("coordinator", "epoch not published: %s", err.text);
+        goto done;
+    }
+    out = shared_bytes_new(len);
+    if (out) memcpy(shared_bytes_data(out), bytes, len);
 done:
     for (size_t i = 0; sets && i < c->n_members; i++) set_list_free(&sets[i]);
     cw_free(bytes);

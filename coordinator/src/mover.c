@@ -232,9 +232,22 @@ static void stay_where_needed(cw_coordinator *c, member *m)
                 cw_expert_bits_put(b, l, e, false);
 }
 
-static void move(cw_coordinator *c, member *m, int64_t now_us, cw_expert_bits *tmp, cw_outbox *out)
+/* Whether some expert has no READY home at all while somebody is to hold it. */
+static bool is_urgent(const cw_coordinator *c, cw_expert_bits *tmp)
+{
+    cw_expert_bits_clear(tmp);
+    for (size_t i = 0; i < c->n_members; i++)
+        if (is_counted(c->members[i])) cw_expert_bits_or(tmp, &c->members[i]->worker->wanted);
+    for (size_t i = 0; i < c->n_members; i++)
+        if (is_counted(c->members[i])) cw_expert_bits_andnot(tmp, &c->members[i]->worker->held);
+    return !cw_expert_bits_empty(tmp);
+}
+
+static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_expert_bits *tmp, cw_outbox *out)
 {
     worker_state *w = m->worker;
+    /* A late call for a dropped expert costs a round trip; an expert without a home costs the answer. */
+    uint32_t grace = urgent ? c->cfg.times.drop_grace_ms / 20 : c->cfg.times.drop_grace_ms;
     if (now_us >= w->retry_us) {
         w->retry_us = INT64_MAX;
         cw_expert_bits_clear(&w->asked);
@@ -243,7 +256,7 @@ static void move(cw_coordinator *c, member *m, int64_t now_us, cw_expert_bits *t
     if (c->settle_until) return;
     stay_where_needed(c, m);
     if (cw_expert_bits_empty(&w->leaving)) start_leaving(c, m, now_us);
-    else if (now_us >= after_ms(w->leave_us, c->cfg.times.drop_grace_ms)) end_leaving(c, m, tmp, out);
+    else if (now_us >= after_ms(w->leave_us, grace)) end_leaving(c, m, tmp, out);
 }
 
 void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
@@ -255,8 +268,9 @@ void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
         c->failed = true;
         return;
     }
+    bool urgent = is_urgent(c, &tmp);
     for (size_t i = 0; i < c->n_members; i++)
-        if (is_counted(c->members[i]) && c->members[i]->worker->planned) move(c, c->members[i], now_us, &tmp, out);
+        if (is_counted(c->members[i]) && c->members[i]->worker->planned) move(c, c->members[i], now_us, urgent, &tmp, out);
     cw_expert_bits_free(&tmp);
     if (c->replan_us != INT64_MAX && !c->settle_until) cw_outbox_wake(out, c->replan_us);
 }

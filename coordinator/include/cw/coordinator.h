@@ -16,14 +16,12 @@
  * One thread owns it.
  */
 #pragma once
+#include "cw/keys.h"
 #include "cw/machine.h"
 
 typedef struct cw_coordinator cw_coordinator;
 
-enum { CW_TOKEN_HASH_BYTES = 32, CW_SIGNATURE_BYTES = 64 };
-
-/* Contexts of signatures: a ticket can never pass for an epoch. */
-typedef enum { CW_SIGN_TICKET, CW_SIGN_EPOCH } cw_sign_kind;
+enum { CW_TOKEN_HASH_BYTES = 32 };
 
 /* Times in milliseconds; cw_coordinator_config_init fills in what WIRE says, tests change them. */
 typedef struct {
@@ -35,7 +33,8 @@ typedef struct {
     uint32_t lost_ms;          /* 5 s until a lost worker leaves the epoch (edges see its death by themselves) */
     uint32_t replace_ms;       /* 30 s until a lost worker whose experts have other homes is re-placed */
     uint32_t progress_ms;      /* 5 s between epochs that only report progress of loading */
-    uint32_t drop_grace_ms;    /* 10 s between the epoch without a home and the Drop there */
+    uint32_t drop_grace_ms;    /* 10 s between the epoch without a home and the Drop there; a 20th of
+                                  it while some expert waits for that room and has no home at all */
     uint32_t retry_ms;         /* 10 s until experts that a worker could not load are assigned again */
 } cw_coordinator_times;
 
@@ -44,7 +43,7 @@ typedef struct {
     uint8_t model_digest[CW_DIGEST_BYTES];
     const char *model_name;      /* copied */
     const char *store_address;   /* copied; what Welcome tells workers */
-    cw_key sign_key;             /* Ed25519 public key */
+    const cw_signer *signer;     /* tickets and epochs; outlives the machine */
     uint32_t arithmetic_id;      /* of this build; 0 is compared like any other */
     uint64_t fingerprint;
     uint32_t n_layers, n_experts;
@@ -52,10 +51,6 @@ typedef struct {
     uint32_t max_workers, max_edges;       /* live at once */
     uint32_t ticket_streams, ticket_rows_per_s; /* limits written into tickets */
     cw_coordinator_times times;
-    /* Ed25519 over (kind's context, body), and BLAKE2b-256 of a token. Pure functions of their arguments. */
-    void *ctx;
-    void (*sign)(void *ctx, cw_sign_kind kind, const uint8_t *body, size_t len, uint8_t sig[CW_SIGNATURE_BYTES]);
-    void (*hash)(void *ctx, const uint8_t *token, size_t len, uint8_t out[CW_TOKEN_HASH_BYTES]);
 } cw_coordinator_config;
 
 void cw_coordinator_config_init(cw_coordinator_config *c);
@@ -66,7 +61,7 @@ void cw_coordinator_config_init(cw_coordinator_config *c);
 typedef struct {
     uint32_t id; /* from 1 */
     Cw__Pb__Role role;
-    uint8_t hash[CW_TOKEN_HASH_BYTES];
+    uint8_t hash[CW_TOKEN_HASH_BYTES]; /* cw_token_hash */
     uint32_t uses_max, uses; /* uses_max 0: any number */
     uint32_t max_live;       /* edges connected at once through it; 0: any number */
     int64_t created_ms, expires_ms; /* wall time */
