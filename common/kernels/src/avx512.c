@@ -1,0 +1,148 @@
+/*
+ * AVX-512 with VNNI (F, BW, VL, DQ, VNNI): one register holds all 16 rows of a panel. Compiled with those flags only;
+ * dispatch.c checks the CPU. 8-bit codes stay offset by 128, as vpdpbusd wants its first operand unsigned; the offset
+ * is taken off exactly, in the integer accumulator's start value.
+ */
+#include "internal.h"
+#include "ref.h"
+#include "cw/bytes.h"
+
+#include <immintrin.h>
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* 16 f32 lanes. */
+typedef __m512 v16;
+#define OPS(name) avx512_##name
+enum { QK_H = 4, QK_K = 4, PV_H = 4, PV_R = 4 };
+
+static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
+static inline v16 v16_zero(void) { return _mm512_setzero_ps(); }
+static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
+static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+static inline void v16_store(float *p, v16 v) { _mm512_storeu_ps(p, v); }
+static inline void v16_store_n(float *p, v16 v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+static inline v16 v16_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline v16 v16_from_f16_n(const uint16_t *p, int n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+}
+static inline void v16_to_f16(uint16_t *p, v16 v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline void v16_to_f16_n(uint16_t *p, v16 v, int n)
+{
+    _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
+static inline v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
+static inline v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+static inline v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
+static inline v16 v16_abs(v16 a) { return _mm512_abs_ps(a); }
+static inline v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline v16 v16_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
+
+#define FOLD(op, v)                                                                                          \
+    __m256 h8 = op##256(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));                            \
+    __m128 h4 = op##128(_mm256_castps256_ps128(h8), _mm256_extractf128_ps(h8, 1));                           \
+    __m128 h2 = op##128(h4, _mm_movehl_ps(h4, h4));                                                          \
+    return _mm_cvtss_f32(op##128(h2, _mm_movehdup_ps(h2)))
+#define ADD256 _mm256_add_ps
+#define ADD128 _mm_add_ps
+#define MAX256 _mm256_max_ps
+#define MAX128 _mm_max_ps
+static inline float v16_fold_add(v16 v) { FOLD(ADD, v); }
+static inline float v16_fold_max(v16 v) { FOLD(MAX, v); }
+
+static inline void v16_pow2_of_magic(v16 t, v16 *s1, v16 *s2)
+{
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(_mm512_set1_ps(CW_ROUND_MAGIC)));
+    __m512i n1 = _mm512_srai_epi32(n, 1), bias = _mm512_set1_epi32(127);
+    *s1 = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n1, bias), 23));
+    *s2 = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(n, n1), bias), 23));
+}
+
+static inline v16 v16_exp_limits(v16 x, v16 y)
+{
+    __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CW_EXP_MIN), _CMP_LT_OQ);
+    __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CW_EXP_MAX), _CMP_GT_OQ);
+    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(y, below, _mm512_setzero_ps()), above, _mm512_set1_ps(INFINITY));
+}
+
+static inline bool v16_finite(v16 v)
+{
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(0x1.fffffep127f), _CMP_LE_OQ) == 0xffff;
+}
+
+static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t *sum)
+{
+    __m512i a = _mm512_cvtps_epi32(lo), b = _mm512_cvtps_epi32(hi);
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(b));
+    *sum_lo = _mm512_reduce_add_epi32(a);
+    *sum = *sum_lo + _mm512_reduce_add_epi32(b);
+}
+
+#include "simd_ops.inc.h"
+
+/* The matrix products: 16 lanes, 8 rows. */
+#define MATMUL(name) avx512_matmul_##name
+enum { LANES = 16, ROWS_MAX = 8, PREFETCH_BYTES = 2048 };
+typedef __m512 vf;
+typedef __m512i vi;
+
+static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_load(const void *p) { return _mm512_loadu_ps(p); }
+static inline void vf_store_n(float *p, vf v, int n) { v16_store_n(p, v, n); }
+static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline vf vf_from_i32(vi v) { return _mm512_cvtepi32_ps(v); }
+static inline vf vf_f16(const void *p) { return v16_from_f16(p); }
+static inline vf vf_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+}
+static inline vf vf_u8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p))); }
+static inline vi vi_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
+static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+static inline vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+static inline vi vi_set1_8(char c) { return _mm512_set1_epi8(c); }
+static inline vi vi_add32(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi vi_mul32(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+static ALWAYS_INLINE vi vi_shl(vi v, int n) { return _mm512_slli_epi16(v, (unsigned)n); }
+static ALWAYS_INLINE vi vi_shr(vi v, int n) { return _mm512_srli_epi16(v, (unsigned)n); }
+static inline vi vi_lut_load(const int8_t *lut, bool sgn)
+{
+    __m128i t = _mm_loadu_si128((const __m128i *)lut);
+    if (!sgn) t = _mm_xor_si128(t, _mm_set1_epi8((char)0x80));
+    return _mm512_broadcast_i32x4(t);
+}
+static inline vi vi_lut(vi table, vi v) { return _mm512_shuffle_epi8(table, v); }
+
+#define SIGNED_CODES(bits, lut) false
+
+static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const int g1, int bits, bool sgn, int32_t init)
+{
+    (void)bits;
+    (void)sgn;
+    vi acc = _mm512_set1_epi32(init);
+#pragma GCC unroll 8
+    for (int g = g0; g < g1; g++) acc = _mm512_dpbusd_epi32(acc, w[g], _mm512_set1_epi32((int)cw_load_u32(x + 4 * g)));
+    return acc;
+}
+
+#include "simd_matmul.inc.h"
+
+const cw_kernels cw_kernels_avx512 = {
+    .isa = CW_ISA_AVX512,
+    .name = "avx512",
+    .matmul = MATMUL(any),
+    OPS_TABLE,
+};
