@@ -231,28 +231,32 @@ static cw_status parse_config_line(const cw_program *p, char *line, cw_err *err)
     if (!s) return unknown_option(name, strlen(name), err);
     if (s->row == &cw_option_builtin[0] || (s->row->flags & CW_OPT_NO_ENV))
         return CW_FAIL(err, CW_STATUS_INVALID, "'%s' has no place in a config file", name);
-    /* Values live as long as the process, as STRING fields promise. */
-    char *value = cw_strdup(trim(eq + 1));
-    if (!value) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-    return assign(s, value, FROM_FILE, err);
+    return assign(s, trim(eq + 1), FROM_FILE, err);
 }
+
+/* Texts of config files: STRING fields point into them and live as long as the process. */
+typedef struct config_text {
+    struct config_text *next;
+    char *text;
+} config_text;
+static config_text *kept;
 
 static cw_status parse_config(const cw_program *p, const char *path, cw_err *err)
 {
-    char *text = NULL;
+    config_text *c = cw_calloc(1, sizeof *c);
+    if (!c) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    c->next = kept;
+    kept = c;
     size_t bytes;
-    CW_TRY(cw_fs_read(path, CONFIG_LIMIT, &text, &bytes, err));
-    cw_status s = CW_OK;
+    CW_TRY(cw_fs_read(path, CONFIG_LIMIT, &c->text, &bytes, err));
     int line_no = 0;
-    for (char *line = text, *next; s == CW_OK && line; line = next) {
+    for (char *line = c->text, *next; line; line = next) {
         line_no++;
         next = strchr(line, '\n');
         if (next) *next++ = 0;
-        s = parse_config_line(p, line, err);
-        if (s != CW_OK) s = cw_err_prefix(err, "%s line %d", path, line_no);
+        if (parse_config_line(p, line, err) != CW_OK) return cw_err_prefix(err, "%s line %d", path, line_no);
     }
-    cw_free(text);
-    return s;
+    return CW_OK;
 }
 
 static size_t words_matched(const char *name, int argc, char **argv)
