@@ -7,7 +7,7 @@
 #include <cjson/cJSON.h>
 #include "golden_model.h"
 
-static char *read_file(const char *path, size_t *bytes)
+char *golden_read(const char *path, size_t *bytes)
 {
     FILE *f = fopen(path, "rb");
     if (!f) fail_msg("%s cannot be read", path);
@@ -39,7 +39,7 @@ golden_case *golden_case_load(const char *name)
     golden_case *c = calloc(1, sizeof *c);
     snprintf(c->name, sizeof c->name, "%s", name);
     snprintf(path, sizeof path, "tests/golden/data/%s.json", name);
-    char *text = read_file(path, NULL);
+    char *text = golden_read(path, NULL);
     cJSON *json = cJSON_Parse(text);
     assert_non_null(json);
     int n;
@@ -52,7 +52,7 @@ golden_case *golden_case_load(const char *name)
     free(text);
     size_t bytes;
     snprintf(path, sizeof path, "tests/golden/data/%s.logits.f32", name);
-    c->logits = (float *)(void *)read_file(path, &bytes);
+    c->logits = (float *)(void *)golden_read(path, &bytes);
     assert_int_equal(bytes, (size_t)c->n_rows * (size_t)c->n_vocab * sizeof(float));
     return c;
 }

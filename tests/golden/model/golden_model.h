@@ -11,6 +11,8 @@ typedef struct {
     float *logits;   /* [n_rows, n_vocab] */
 } golden_case;
 
+/* A whole file with a NUL behind it; free() it. *bytes may be NULL. */
+char *golden_read(const char *path, size_t *bytes);
 /* Fails the test where a file is missing or malformed. */
 golden_case *golden_case_load(const char *name);
 void golden_case_free(golden_case *c);
