@@ -37,7 +37,7 @@ typedef struct {
     const cw_kernels *kernels;         /* for COMBINED_F32; outlives the machine */
     uint64_t seed;                     /* jitter */
     uint32_t jobs_in_flight;           /* compute jobs given out at once, [1] */
-    uint32_t job_rows_max;             /* rows of one job; also entries of one call, [1024] */
+    uint32_t job_rows_max;             /* rows of one job, [512] */
     uint64_t queue_bytes_max;          /* of all queued calls with their replies, [256 MiB] */
     uint64_t peer_bytes_max;           /* of one edge's, [32 MiB] */
 } cw_worker_config;
