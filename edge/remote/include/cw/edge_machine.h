@@ -35,7 +35,7 @@ typedef struct {
     uint64_t seed;                  /* jitter */
     int64_t idle_us;                /* worker links close after that long without a request [60 s] */
     int64_t homeless_us;            /* how long an entry waits for a home before its request fails [5 s] */
-    int64_t reply_us;               /* no reply for that long: the call is sent again [2 s] */
+    int64_t reply_us;               /* no reply for that long: the call is sent again [5 s] */
     /* From an earlier run, so that it can start while the coordinator is down. All or nothing. */
     bool has_saved;
     cw_key sign_key;
@@ -62,7 +62,10 @@ typedef struct { uint32_t row, expert; float weight; } cw_edge_entry;
  */
 typedef struct cw_edge_request {
     uint32_t layer, n_rows, n_entries;
-    const int8_t *q; const float *s; const float *x; /* as the layer takes them */
+    const int8_t *q;  /* as the layer takes them: [n_rows, ld] and */
+    const float *s;   /* [n_rows, ld / 32], or */
+    const float *x;   /* [n_rows, d_model] */
+    int64_t ld;       /* values from one row of q to the next; d_model where they are dense */
     const cw_edge_entry *entries;                    /* ascending by (row, expert) */
     Cw__Pb__CallClass klass;
     int64_t deadline_us;
@@ -72,9 +75,9 @@ typedef struct cw_edge_request {
     char text[CW_TEXT_MAX];
     /* The machine's. */
     struct cw_edge_request *next;
-    uint32_t n_left, n_calls;
-    int64_t homeless_since_us;
-    bool active, homeless;
+    struct cw_edge_request *prev;
+    uint32_t n_left; /* entries without a row yet */
+    bool active;
 } cw_edge_request;
 
 void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *out);

@@ -42,6 +42,8 @@ CW_MUST_USE cw_status cw_mainland_open(const cw_mainland_options *o, cw_mainland
 /* Whether an earlier run in that directory (or the default one for `name`) was admitted, so that opening needs no join
  * string. Looks at files only; tells nothing of whether the cluster is there. */
 bool cw_mainland_is_stored(const char *state_dir, const char *name);
+/* Whether an earlier run entered a cluster from that state directory (either may be NULL), so that no join string is needed. */
+bool cw_mainland_is_stored(const char *state_dir, const char *name);
 /* The experts object must not be in use any more. Says Bye; at most a second. */
 void cw_mainland_close(cw_mainland **m);
 

@@ -1,0 +1,302 @@
+/* Life of the edge machine, events to its parts, requests in and out, facts; see cw/edge_machine.h. */
+#include "edge_internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cw/mem.h"
+
+static void defaults(cw_edge_config *c)
+{
+    if (!c->idle_us) c->idle_us = 60000000;
+    if (!c->homeless_us) c->homeless_us = 5000000;
+    if (!c->reply_us) c->reply_us = 5000000;
+}
+
+/* What an earlier run left; anything that does not hold is left aside, the coordinator gives new ones. */
+static void restore(cw_edge *e)
+{
+    const cw_edge_config *c = &e->c;
+    if (!c->has_saved) return;
+    e->has_cluster = true;
+    e->sign_key = c->sign_key;
+    memcpy(e->cluster_id, c->cluster_id, CW_CLUSTER_BYTES);
+    if (c->saved_ticket_len && !control_take_ticket(e, c->saved_ticket, c->saved_ticket_len)) edge_say(e, "the stored ticket is not usable");
+    if (c->saved_epoch_len && !homes_take_epoch(e, c->saved_epoch, c->saved_epoch_len)) edge_say(e, "the stored epoch is not usable");
+    /* Nothing new to store in that. */
+    e->n_acts = 0;
+}
+
+cw_status cw_edge_new(const cw_edge_config *c, cw_edge **out, cw_err *err)
+{
+    CW_ASSERT(c->n_layers && c->n_experts && c->d_model && c->n_experts <= CW_WIRE_MAX_EXPERTS);
+    cw_edge *e = cw_calloc(1, sizeof *e);
+    if (e) {
+        e->c = *c;
+        defaults(&e->c);
+        e->co.backoff = (cw_backoff){.first_us = 100000, .most_us = 5000000, .random = c->seed};
+        e->co.enrolled = c->enrolled;
+        e->co.heartbeat_us = 2000000;
+        snprintf(e->co.why, sizeof e->co.why, "not connected yet");
+        e->set_bytes = (c->n_experts + 7) / 8;
+        e->layers = cw_calloc(c->n_layers, sizeof *e->layers);
+        e->x_rows = cw_calloc(c->n_experts, sizeof *e->x_rows);
+        e->x_home = cw_calloc(c->n_experts, sizeof *e->x_home);
+        e->x_order = cw_calloc(c->n_experts, sizeof *e->x_order);
+    }
+    if (!e || !e->layers || !e->x_rows || !e->x_home || !e->x_order) {
+        cw_edge_free(&e);
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the edge");
+    }
+    memcpy(e->layers, c->layers, c->n_layers * sizeof *e->layers);
+    e->c.layers = e->layers;
+    restore(e);
+    *out = e;
+    return CW_OK;
+}
+
+static void free_list(piece_list *l)
+{
+    for (piece *p = l->head, *next; p; p = next) {
+        next = p->next;
+        cw_free(p);
+    }
+}
+
+void cw_edge_free(cw_edge **ep)
+{
+    if (!ep || !*ep) return;
+    cw_edge *e = *ep;
+    for (size_t i = 0; i < e->n_homes; i++) {
+        free_list(&e->homes[i]->queued);
+        free_list(&e->homes[i]->sent);
+        cw_free(e->homes[i]->sets);
+        cw_free(e->homes[i]);
+    }
+    free_list(&e->homeless);
+    cw_free(e->homes);
+    cw_free(e->finish);
+    cw_free(e->layers);
+    cw_free(e->x_rows);
+    cw_free(e->x_home);
+    cw_free(e->x_order);
+    cw_free(e->ticket);
+    cw_free(e->epoch);
+    cw_free(e->acts);
+    cw_free(e);
+    *ep = NULL;
+}
+
+cw_edge_act *edge_act(cw_edge *e, cw_edge_act_kind kind)
+{
+    if (e->n_acts == e->cap_acts) {
+        size_t cap = e->cap_acts ? 2 * e->cap_acts : 32;
+        cw_edge_act *acts = cw_calloc(cap, sizeof *acts);
+        if (!acts) {
+            fprintf(stderr, "causeway: out of memory\n");
+            abort();
+        }
+        for (size_t i = 0; i < e->n_acts; i++) acts[i] = e->acts[(e->act_head + i) % e->cap_acts];
+        cw_free(e->acts);
+        e->acts = acts;
+        e->cap_acts = cap;
+        e->act_head = 0;
+    }
+    cw_edge_act *a = &e->acts[(e->act_head + e->n_acts++) % e->cap_acts];
+    memset(a, 0, sizeof *a);
+    a->kind = kind;
+    return a;
+}
+
+bool cw_edge_take_act(cw_edge *e, cw_edge_act *act)
+{
+    if (!e->n_acts) return false;
+    *act = e->acts[e->act_head];
+    e->act_head = (e->act_head + 1) % e->cap_acts;
+    e->n_acts--;
+    return true;
+}
+
+void edge_say(cw_edge *e, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    cw_edge_act *a = edge_act(e, CW_EDGE_SAY);
+    vsnprintf(a->text, sizeof a->text, fmt, ap);
+    va_end(ap);
+}
+
+cw_link edge_new_link(cw_edge *e)
+{
+    return CW_LINK_OUT | ++e->next_link;
+}
+
+int64_t edge_cluster_ms(const cw_edge *e)
+{
+    return e->wall_ms + e->wall_offset_ms;
+}
+
+bool edge_keep(uint8_t **dst, size_t *dst_len, const void *data, size_t len)
+{
+    uint8_t *copy = cw_realloc(NULL, len ? len : 1, 1);
+    if (!copy) return false;
+    memcpy(copy, data, len);
+    cw_free(*dst);
+    *dst = copy;
+    *dst_len = len;
+    return true;
+}
+
+void edge_hello(cw_edge *e, Cw__Pb__Hello *h, Cw__Pb__Purpose purpose)
+{
+    cw__pb__hello__init(h);
+    h->proto_min = CW_PROTO_MIN, h->proto_max = CW_PROTO_MAX;
+    h->software = (char *)"causeway " CW_VERSION;
+    h->role = CW__PB__ROLE__ROLE_EDGE, h->purpose = purpose;
+    h->name = e->c.name;
+    h->arithmetic_id = e->c.arithmetic_id, h->fingerprint = e->c.fingerprint;
+    h->model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, e->c.model_digest};
+    h->epoch_term = e->epoch_term, h->epoch_number = e->epoch_number;
+    h->instance = (ProtobufCBinaryData){CW_INSTANCE_BYTES, e->c.instance};
+    if (purpose == CW__PB__PURPOSE__PURPOSE_DATA) h->ticket = (ProtobufCBinaryData){e->ticket_len, e->ticket};
+}
+
+void cw_edge_event(cw_edge *e, cw_event *ev, cw_outbox *out)
+{
+    e->now_us = ev->now_us;
+    e->wall_ms = ev->wall_ms;
+    if (e->stopped) return;
+    if (ev->kind == CW_EV_TICK) {
+        control_tick(e, out);
+        links_tick(e, out);
+        calls_tick(e, out);
+    } else if (ev->link == e->co.link) {
+        control_event(e, ev, out);
+    } else {
+        links_event(e, ev, out);
+    }
+}
+
+static void want(cw_edge *e, int64_t now_us, cw_outbox *out)
+{
+    bool first = !e->wanted;
+    e->now_us = now_us;
+    e->wanted = true;
+    e->wanted_us = now_us;
+    if (first) links_tick(e, out);
+}
+
+void cw_edge_want(cw_edge *e, int64_t now_us, cw_outbox *out)
+{
+    if (!e->stopped) want(e, now_us, out);
+}
+
+void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *out)
+{
+    CW_ASSERT(!r->active && r->n_entries && r->layer < e->c.n_layers && e->layers[r->layer].weight_bytes);
+    r->active = true;
+    r->status = CW_OK;
+    r->text[0] = 0;
+    r->n_left = r->n_entries;
+    r->prev = NULL;
+    r->next = e->requests;
+    if (r->next) r->next->prev = r;
+    e->requests = r;
+    if (e->stopped) {
+        edge_end_request(e, r, CW_STATUS_CANCELLED, "the connection to the cluster is being closed", out);
+        return;
+    }
+    want(e, now_us, out);
+    piece *p = piece_new(r, r->n_entries);
+    if (!p) {
+        edge_end_request(e, r, CW_STATUS_NO_MEMORY, "out of memory for a call", out);
+        return;
+    }
+    for (uint32_t i = 0; i < r->n_entries; i++) p->index[i] = i;
+    p->since_us = now_us;
+    place(e, p, out);
+}
+
+void edge_end_request(cw_edge *e, cw_edge_request *r, cw_status status, const char *text, cw_outbox *out)
+{
+    if (!r->active) return;
+    calls_drop_request(e, r, out);
+    if (r->prev) r->prev->next = r->next;
+    else e->requests = r->next;
+    if (r->next) r->next->prev = r->prev;
+    r->active = false;
+    r->status = status;
+    snprintf(r->text, sizeof r->text, "%s", text);
+    edge_act(e, CW_EDGE_DONE)->request = r;
+}
+
+void cw_edge_cancel(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *out)
+{
+    e->now_us = now_us;
+    edge_end_request(e, r, CW_STATUS_CANCELLED, "stopped on request", out);
+}
+
+void cw_edge_stop(cw_edge *e, int64_t now_us, cw_outbox *out)
+{
+    e->now_us = now_us;
+    if (e->stopped) return;
+    while (e->requests) edge_end_request(e, e->requests, CW_STATUS_CANCELLED, "the connection to the cluster is being closed", out);
+    links_bye(e, out);
+    control_bye(e, out);
+    e->stopped = true;
+}
+
+bool cw_edge_get_saved(const cw_edge *e, cw_edge_saved *out)
+{
+    if (!e->has_cluster || !e->ticket_len) return false;
+    *out = (cw_edge_saved){.sign_key = e->sign_key, .ticket = e->ticket, .ticket_len = e->ticket_len, .epoch = e->epoch, .epoch_len = e->epoch_len};
+    memcpy(out->cluster_id, e->cluster_id, CW_CLUSTER_BYTES);
+    return true;
+}
+
+static void why_not_covered(const cw_edge *e, const cw_edge_facts *f, uint32_t layer, uint32_t expert, char *text, size_t cap)
+{
+    if (e->refused || !e->ticket_len || !f->n_workers) {
+        snprintf(text, cap, "%.480s", e->co.state == CO_ADMITTED ? "the coordinator knows no worker that is ready yet" : e->co.why);
+        return;
+    }
+    const home *down = NULL;
+    for (size_t i = 0; i < e->n_homes && !down; i++)
+        if (e->homes[i]->in_epoch && e->homes[i]->state != HOME_UP) down = e->homes[i];
+    if (down)
+        snprintf(text, cap, "%u of %u experts have no worker that can be reached; worker %.64s at %.120s: %.150s", f->n_experts - f->n_homes, f->n_experts,
+                 down->name, down->address, down->why[0] ? down->why : "not connected yet");
+    else
+        snprintf(text, cap, "%u of %u experts are on no worker yet (the first is expert %u of layer %u): workers are loading, or there are too few of them",
+                 f->n_experts - f->n_homes, f->n_experts, expert, layer);
+}
+
+void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out)
+{
+    uint32_t layer = 0, expert = 0;
+    *out = (cw_edge_facts){
+        .admitted = e->co.state == CO_ADMITTED, .refused = e->refused, .epoch_term = e->epoch_term, .epoch_number = e->epoch_number,
+        .ticket_not_after_ms = e->ticket_len ? e->ticket_end_ms : 0, .calls = e->calls, .resent = e->resent, .late = e->late};
+    memcpy(out->model_name, e->model_name, sizeof out->model_name);
+    for (size_t i = 0; i < e->n_homes; i++) {
+        out->n_workers += e->homes[i]->in_epoch;
+        out->n_up += e->homes[i]->state == HOME_UP;
+    }
+    out->n_homes = homes_covered(e, &out->n_experts, &layer, &expert);
+    out->covered = out->n_homes == out->n_experts;
+    if (!out->covered) why_not_covered(e, out, layer, expert, out->why, sizeof out->why);
+}
+
+bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)
+{
+    if (i >= e->n_homes) return false;
+    const home *h = e->homes[i];
+    *out = (cw_edge_worker_facts){.id = h->id, .up = h->state == HOME_UP, .calls = h->calls, .rows = h->rows, .bytes_out = h->bytes_out,
+                                  .bytes_in = h->bytes_in, .rtt_us = h->rtt_us, .service_us = h->service_us};
+    memcpy(out->name, h->name, sizeof out->name);
+    memcpy(out->address, h->address, sizeof out->address);
+    memcpy(out->why, h->why, sizeof out->why);
+    return true;
+}
