@@ -33,10 +33,12 @@ typedef struct {
     uint32_t max_peers;        /* links at once, in and out [64]; sizes MAX_SOCKETS and asks for descriptors */
     uint32_t io_threads;       /* [1] */
     uint32_t heartbeat_ms;     /* [2000]; a link without traffic for three of them is down */
-    uint32_t connect_rate;     /* connections an address may begin in 10 s [40 + 4 * max_peers on loopback, else 40] */
+    uint32_t connect_rate;     /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
     uint32_t ban_s;            /* how long a blamed key is refused [30] */
     uint64_t peer_credit;      /* bytes a peer may be ahead of the application besides the fixed 4 MiB [8 MiB] */
     uint32_t queue_messages;   /* messages queued in each direction of a link [256] */
+    uint64_t queue_bytes;      /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
+    uint32_t fault_zap_ms;     /* fault injection: the ZAP handler ends by itself after this time [never] */
 } cw_net_config;
 
 /* NO_MEMORY, LIMIT (descriptors), INVALID. */

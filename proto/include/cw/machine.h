@@ -38,7 +38,7 @@ typedef struct {
 } cw_event;
 
 typedef enum {
-    CW_ACT_SEND,  /* link, msg (owned by the action). A full queue or a gone peer is reported as LINK_DOWN. */
+    CW_ACT_SEND,  /* link, msg (owned by the action); outgoing links only after LINK_UP, Hello or Enrol first. A full queue or a gone peer is reported as LINK_DOWN. */
     CW_ACT_OPEN,  /* link (chosen by the machine), address, key of the peer to connect to */
     CW_ACT_CLOSE, /* link; after what was sent before has had a moment to leave (at most 1 s). No event of it follows. */
     CW_ACT_ADMIT, /* incoming link: its Hello or Enrol is accepted with the role and purpose it named; before Welcome is sent */
@@ -57,7 +57,7 @@ typedef struct {
 typedef struct {
     cw_action *items;
     size_t n, cap;
-    int64_t wake_us; /* earliest time the machine wants a tick; INT64_MAX: none */
+    int64_t wake_us; /* earliest time the machine wants a tick; INT64_MAX: none. The shell resets it before every tick */
     bool failed;     /* out of memory: an action was lost; the shell stops the process */
 } cw_outbox;
 

@@ -35,7 +35,7 @@ enum {
     CW_ENTRY_BYTES = 8,             /* u16 row, u16 expert, f32 weight */
 };
 
-/* Bytes with an owner. release(owner) is called once, by whoever holds the message last. */
+/* Bytes with an owner. release(owner) is called once, by whoever holds the message last, on any thread. */
 typedef struct {
     const uint8_t *data;
     size_t len;

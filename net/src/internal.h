@@ -1,0 +1,168 @@
+/*
+ * The parts of the reactor. net.c runs the loop and carries out actions; link.c keeps the links; listener.c reads ROUTERs and
+ * their monitors; dealer.c is the same for outgoing links; wire.c moves one message; watch.c cuts peers that run ahead.
+ * Everything here belongs to the thread of cw_net_run, but for what is marked atomic.
+ */
+#pragma once
+#include <stdatomic.h>
+#include <zmq.h>
+
+#include "cw/gate.h"
+#include "cw/net.h"
+#include "map.h"
+#include "zap.h"
+
+enum {
+    NET_MAX_LISTENERS = 4,
+    NET_TICK_US = 100000,         /* CW_EV_TICK at least this often */
+    NET_HANDSHAKE_MS = 3000,      /* libzmq's limit for the CURVE handshake */
+    NET_CONNECT_MS = 2000,        /* and for the TCP connection */
+    NET_FIRST_WORD_US = 2000000,  /* after the handshake: one message; after that message: admission */
+    NET_CLOSE_US = 1000000,       /* what was sent before a close has this long to leave */
+    NET_STOP_LINGER_MS = 500,
+    NET_FORGET_US = 10000000,     /* a dead link's routing id is remembered: messages may still be on their way to us */
+    NET_WATCH_US = 50000,
+    NET_FRAME_SLACK = 4096,       /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
+    NET_WHY_MAX = 128,
+    NET_RECV_BURST = 256,         /* messages taken from one socket before others have a turn */
+};
+
+typedef struct net_link net_link;
+typedef struct net_listener net_listener;
+
+/* One TCP connection, as a monitor reported it. */
+typedef struct net_conn {
+    int fd;
+    net_link *link;   /* NULL: nothing came yet (half open) */
+    bool cut;         /* we shut it down; the monitor will say so */
+    int64_t since_us;
+    uint64_t acked;   /* received bytes that are accounted for, a lower bound; see watch.c */
+    uint64_t base;    /* received bytes at the last sample taken with empty queues; 0: used up */
+    int64_t spoke_us; /* when the application last got a message */
+    struct net_conn *prev, *next; /* half-open connections of a listener, oldest first */
+} net_conn;
+
+/* Bytes of raw frames that libzmq still holds for a link; outlives the link until the last frame is released. */
+typedef struct {
+    atomic_int refs;
+    atomic_size_t bytes;
+} net_backlog;
+
+typedef enum {
+    NET_CONNECTING, /* outgoing, before the handshake is done */
+    NET_UP,
+    NET_CLOSING, /* incoming, the machine is done with it; cut at the deadline */
+    NET_DEAD,    /* no event will come any more; an incoming one is kept for a while to recognise late messages */
+} net_state;
+
+struct net_link {
+    cw_link id;
+    net_state state;
+    cw_gate gate;
+    cw_key key;
+    cw_port port;
+    char address[CW_ADDRESS_MAX]; /* the peer's, as far as it is known */
+    int64_t deadline_us;          /* INT64_MAX: none */
+    bool gone;                    /* the connection ended; what was read before it still counts */
+    bool failing;                 /* LINK_DOWN is due, with `why` */
+    char why[NET_WHY_MAX];
+    net_conn *conn; /* NULL: not connected (any more) */
+    net_backlog *backlog;
+    cw_net_link_stats stats;
+    /* incoming */
+    net_listener *from;
+    uint8_t rid[5];
+    /* outgoing */
+    void *sock, *mon;
+    bool drained; /* read empty in this round */
+};
+
+struct net_listener {
+    uint32_t index;
+    cw_port port;
+    void *sock, *mon;
+    net_conn **by_fd;
+    size_t n_by_fd;
+    net_conn *oldest, *newest; /* half-open */
+    uint32_t n_half_open;
+    bool drained; /* the ROUTER was read empty in this round */
+};
+
+struct cw_net {
+    cw_net_config cfg;
+    cw_net_role role;
+    void *zmq;
+    net_zap *zap;
+    net_listener listeners[NET_MAX_LISTENERS];
+    uint32_t n_listeners;
+    net_link **links;
+    size_t n_links, cap_links;
+    uint32_t n_live;
+    net_map by_id, by_rid;
+    cw_outbox out;
+    zmq_pollitem_t *items;
+    size_t cap_items;
+    int64_t now_us, tick_us, watch_us;
+    bool failing_links;
+    cw_err fatal; /* code CW_OK: none */
+    int wake_fd;
+    atomic_bool stop, woken, revoked, zap_dead;
+    struct {
+        atomic_uint_least64_t links_in, links_out, blamed, overrun, silent, handshakes_failed, bytes_in, bytes_out;
+    } count;
+};
+
+#define NET_COUNT(net, field, n) atomic_fetch_add_explicit(&(net)->count.field, (n), memory_order_relaxed)
+
+/* net.c: the process must not go on. */
+void net_fatal(cw_net *n, cw_status code, const char *fmt, ...) CW_PRINTF(3, 4);
+/* Hands one event to the machine and carries out what it answers. */
+void net_deliver(cw_net *n, cw_event *ev);
+
+/* link.c */
+/* A link in the table, without sockets; NULL and fatal when memory is out. id 0: the next one for an incoming link. */
+CW_MUST_USE net_link *net_link_new(cw_net *n, cw_link id);
+net_link *net_link_find(const cw_net *n, cw_link id);
+/* LINK_DOWN will be delivered in this round, the connection is let go. Ignored for links whose machine is done with them. */
+void net_link_fail(cw_net *n, net_link *l, const char *fmt, ...) CW_PRINTF(3, 4);
+/* Cuts the connection, remembers the key, and fails the link. */
+void net_link_blame(cw_net *n, net_link *l, const char *fmt, ...) CW_PRINTF(3, 4);
+/* The machine is done with it. */
+void net_link_close(cw_net *n, net_link *l, bool at_once);
+void net_links_timers(cw_net *n);
+void net_links_settle(cw_net *n); /* delivers the LINK_DOWNs that are due */
+void net_links_reap(cw_net *n);
+void net_links_free(cw_net *n);
+void net_link_send(cw_net *n, net_link *l, cw_msg **m);
+/* What both directions do with a message that was read: gate, decode, deliver. Consumes the parts. */
+struct net_parts;
+void net_link_message(cw_net *n, net_link *l, struct net_parts *p);
+/* Links whose connection ended and that have been read empty fail now. */
+void net_links_finish_gone(cw_net *n);
+
+/* listener.c */
+CW_MUST_USE cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound, cw_err *err);
+void net_listener_free(net_listener *l);
+void net_listener_monitor(cw_net *n, net_listener *l);
+void net_listener_receive(cw_net *n, net_listener *l);
+/* Cuts the connection of an incoming link, if it is still that link's. */
+void net_listener_cut(cw_net *n, net_link *l);
+/* Shuts a half-open connection down; the monitor's word removes it. */
+void net_listener_drop_half_open(net_listener *l, net_conn *c);
+
+/* dealer.c */
+void net_dealer_open(cw_net *n, const cw_action *a);
+void net_dealer_monitor(cw_net *n, net_link *l);
+void net_dealer_receive(cw_net *n, net_link *l);
+void net_dealer_close(net_link *l, int linger_ms);
+
+/* Options that both kinds of socket share; false: errno says why. */
+CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame);
+/* A PAIR that receives the events of `sock`; NULL: errno. */
+CW_MUST_USE void *net_monitor_open(cw_net *n, void *sock);
+/* false: no event. */
+CW_MUST_USE bool net_monitor_read(void *mon, uint16_t *event, uint32_t *value);
+
+/* watch.c */
+void net_watch_delivered(net_conn *c, uint64_t wire_bytes, int64_t now_us);
+void net_watch_round(cw_net *n);
