@@ -6,7 +6,7 @@
  * must reproduce before it serves.
  *
  * A manifest never changes; any thread may read it. Pointers into it are borrowed until cw_manifest_free().
- * The serialised form is described in src/form.c and in docs of the wire; it comes from peers, so parsing is hostile.
+ * The serialised form is described in src/form.c; it comes from peers, so parsing is hostile.
  */
 #pragma once
 #include "cw/gguf.h"
