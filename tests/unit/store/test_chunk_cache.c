@@ -139,12 +139,55 @@ static void the_longest_unused_makes_room(void **state)
     assert_int_equal(cw_chunk_cache_get_stats(c).evicted, 1);
     assert_int_equal(for_each(NULL, false), 3);
     cw_chunk_cache_close(&c);
-    /* A smaller limit at the next start: use before the restart decides who stays. */
-    c = open_cache(CHUNK, 0);
-    assert_int_equal(cw_chunk_cache_get_stats(c).chunks, 1);
-    assert_int_equal(get(c, 3), CW_OK);
+}
+
+/* Sets chunk i's time of last use, as the file system keeps it (real ones may fall into one tick of its
+ * clock). */
+static void set_use(int i, long seconds)
+{
+    uint8_t data[CHUNK], hash[HASH];
+    char path[256];
+    make(i, data, hash);
+    int n = snprintf(path, sizeof path, "%s/%02x/", dir, hash[0]);
+    for (int k = 0; k < HASH; k++) n += snprintf(path + n, sizeof path - (size_t)n, "%02x", hash[k]);
+    assert_int_equal(utimensat(0, path, (const struct timespec[2]){{seconds, 0}, {seconds, 0}}, 0), 0);
+}
+
+static void the_order_of_use_outlives_a_restart(void **state)
+{
+    (void)state;
+    for (int turn = 0; turn < 2; turn++) {
+        cw_chunk_cache *c = open_cache(1 << 20, 0);
+        for (int i = 0; i < 8; i++) assert_int_equal(put(c, i), CW_OK);
+        cw_chunk_cache_close(&c);
+        for (int i = 0; i < 8; i++) set_use(i, turn ? 1000 + i : 1000 - i);
+        set_use(turn ? 0 : 7, 5000);
+        c = open_cache(4 * CHUNK, 0); /* a smaller limit at the next start */
+        assert_int_equal(cw_chunk_cache_get_stats(c).chunks, 4);
+        for (int i = 0; i < 8; i++) {
+            bool stays = turn ? i == 0 || i >= 5 : i == 7 || i <= 2;
+            assert_int_equal(get(c, i), stays ? CW_OK : CW_STATUS_NOT_FOUND);
+        }
+        cw_chunk_cache_close(&c);
+        assert_int_equal(for_each(NULL, false), 4);
+    }
+}
+
+/* Reading is use, and the file says so. */
+static void a_chunk_that_is_read_is_used_now(void **state)
+{
+    (void)state;
+    cw_chunk_cache *c = open_cache(2 * CHUNK, 0);
+    assert_int_equal(put(c, 0), CW_OK);
+    assert_int_equal(put(c, 1), CW_OK);
+    set_use(0, 1000);
+    set_use(1, 2000);
+    assert_int_equal(get(c, 0), CW_OK);
     cw_chunk_cache_close(&c);
-    assert_int_equal(for_each(NULL, false), 1);
+    c = open_cache(CHUNK, 0);
+    assert_int_equal(get(c, 0), CW_OK);
+    assert_int_equal(get(c, 1), CW_STATUS_NOT_FOUND);
+    cw_chunk_cache_close(&c);
 }
 
 static void a_limit_of_zero_keeps_nothing_and_touches_nothing(void **state)
@@ -286,6 +329,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         FRESH(what_is_put_is_there_after_a_restart),
         FRESH(the_longest_unused_makes_room),
+        FRESH(the_order_of_use_outlives_a_restart),
+        FRESH(a_chunk_that_is_read_is_used_now),
         FRESH(a_limit_of_zero_keeps_nothing_and_touches_nothing),
         FRESH(a_full_disk_is_asked_for_first_and_costs_nothing_that_is_there),
         FRESH(a_chunk_larger_than_the_cache_is_not_kept),

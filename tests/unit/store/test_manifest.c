@@ -457,6 +457,34 @@ static void huge_numbers_are_rejected(void **state)
     free(p);
 }
 
+/* One content has one form: names ascend, and none comes twice. */
+static void unordered_and_repeated_names_are_rejected(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to;
+    } changes[] = {{"output.weight", "autput.weight"},
+                   {"deepseek2.heads[1]", "deepseek2.heads[0]"},
+                   {"deepseek2.heads[0]", "deepseek2.heads[2]"},
+                   {"output.weight", "output\nweight"},
+                   {"output.weight", "output\0weight"}};
+    size_t n, answers_at;
+    uint8_t digest[HASH];
+    for (size_t i = 0; i < CW_ARRAY_LEN(changes); i++) {
+        uint8_t *p = form_with_answers(&n, digest, &answers_at);
+        size_t len = strlen(changes[i].from), hits = 0;
+        for (size_t k = 0; k + len < n; k++)
+            if (memcmp(p + k, changes[i].from, len) == 0) {
+                memcpy(p + k, changes[i].to, len);
+                hits++;
+            }
+        assert_int_equal(hits, 1);
+        seal(p, n);
+        assert_int_equal(parse(p, n, NULL), CW_STATUS_FORMAT);
+        free(p);
+    }
+}
+
 static void another_models_manifest_is_a_mismatch(void **state)
 {
     (void)state;
@@ -492,6 +520,7 @@ int main(void)
         cmocka_unit_test(every_truncation_and_flipped_bit_is_rejected),
         cmocka_unit_test(a_forged_form_does_not_keep_the_digest),
         cmocka_unit_test(huge_numbers_are_rejected),
+        cmocka_unit_test(unordered_and_repeated_names_are_rejected),
         cmocka_unit_test(another_models_manifest_is_a_mismatch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
