@@ -1,4 +1,5 @@
-/* What the user sees: JSON lines, terminal and pipe text, the summary; and the lists of numbers on the command line. */
+/* What the user sees: JSON lines, terminal and pipe text, the summary; and the lists of numbers on the
+ * command line. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -56,8 +57,9 @@ static void json_pieces_name_model_and_kind(void **state)
     cli_printer p;
     cli_printer_init(&p, true, false, out, note);
     speak(&p);
-    assert_string_equal(content(out), "{\"text\":\"2+2\",\"model\":\"big\",\"kind\":\"reasoning\"}\n"
-                                      "{\"text\":\"four \\\"4\\\"\",\"model\":\"big\",\"kind\":\"answer\"}\n");
+    assert_string_equal(content(out),
+                        "{\"text\":\"2+2\",\"model\":\"big\",\"kind\":\"reasoning\"}\n"
+                        "{\"text\":\"four \\\"4\\\"\",\"model\":\"big\",\"kind\":\"answer\"}\n");
     assert_false(p.failed);
 }
 
@@ -80,8 +82,9 @@ static void a_terminal_gets_no_control_characters_from_a_model(void **state)
     cli_printer_init(&p, false, false, out, note);
     p.tty = true;
     speak(&p);
-    piece(&p, CW_SPAN_ANSWER, "a\033]0;title\007b\xc2\x9b"
-                              "31mc\r\x7f\td\xc3\xa9\n");
+    piece(&p, CW_SPAN_ANSWER,
+          "a\033]0;title\007b\xc2\x9b"
+          "31mc\r\x7f\td\xc3\xa9\n");
     cli_printer_end(&p);
     assert_string_equal(content(out), "\033[2m2+2\033[0m\nfour \"4\"\na]0;titleb31mc\td\xc3\xa9\n");
 }
@@ -89,20 +92,29 @@ static void a_terminal_gets_no_control_characters_from_a_model(void **state)
 static void the_summary_holds_every_worker(void **state)
 {
     (void)state;
-    cw_talk_stats st = {.end = CW_TALK_LENGTH, .model = "small", .n_prompt = 9, .n_reused = 4, .n_tokens = 50, .n_fallback = 3,
-                        .prefill_us = 1500, .decode_us = 2000000};
-    cli_worker_line w[2] = {{.name = "a", .calls = 7, .rows = 8, .bytes_out = 1024, .bytes_in = 2048, .up = true},
-                            {.name = "b", .calls = 1}};
+    cw_talk_stats st = {.end = CW_TALK_LENGTH,
+                        .model = "small",
+                        .n_prompt = 9,
+                        .n_reused = 4,
+                        .n_tokens = 50,
+                        .n_fallback = 3,
+                        .prefill_us = 1500,
+                        .decode_us = 2000000};
+    cli_worker_line w[2] = {
+        {.name = "a", .calls = 7, .rows = 8, .bytes_out = 1024, .bytes_in = 2048, .up = true},
+        {.name = "b", .calls = 1}};
     cli_summary s = {.mode = "split", .main_model = "big", .stats = &st, .workers = w, .n_workers = 2};
     cli_printer p;
     cli_printer_init(&p, true, false, out, note);
     cli_printer_summary(&p, &s);
-    assert_string_equal(content(out),
-                        "{\"summary\":{\"mode\":\"split\",\"model\":\"big\",\"ended_by_model\":\"small\",\"end\":\"length\","
-                        "\"prompt_tokens\":9,\"reused_tokens\":4,\"tokens\":50,\"fallback_tokens\":3,\"tokens_per_second\":25.00,"
-                        "\"prefill_ms\":1.500,\"decode_ms\":2000.000,\"workers\":["
-                        "{\"name\":\"a\",\"calls\":7,\"rows\":8,\"bytes_out\":1024,\"bytes_in\":2048,\"up\":true},"
-                        "{\"name\":\"b\",\"calls\":1,\"rows\":0,\"bytes_out\":0,\"bytes_in\":0,\"up\":false}]}}\n");
+    assert_string_equal(
+        content(out),
+        "{\"summary\":{\"mode\":\"split\",\"model\":\"big\",\"ended_by_model\":\"small\",\"end\":\"length\","
+        "\"prompt_tokens\":9,\"reused_tokens\":4,\"tokens\":50,\"fallback_tokens\":3,\"tokens_per_second\":"
+        "25.00,"
+        "\"prefill_ms\":1.500,\"decode_ms\":2000.000,\"workers\":["
+        "{\"name\":\"a\",\"calls\":7,\"rows\":8,\"bytes_out\":1024,\"bytes_in\":2048,\"up\":true},"
+        "{\"name\":\"b\",\"calls\":1,\"rows\":0,\"bytes_out\":0,\"bytes_in\":0,\"up\":false}]}}\n");
     cli_printer_init(&p, false, false, out, note);
     cli_printer_summary(&p, &s);
     const char *t = content(note);
@@ -138,7 +150,8 @@ static void lists_take_commas_and_white_space(void **state)
     assert_int_equal(v[1], 22);
     assert_int_equal(v[3], INT32_MAX);
     cw_free(v);
-    static const char *const bad[] = {"", " , ", "1,x", "-1", "1.5", "2147483648", "99999999999999999999", "1 2a"};
+    static const char *const bad[] = {"",    " , ", "1,x", "-1", "1.5", "2147483648", "99999999999999999999",
+                                      "1 2a"};
     for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++)
         assert_int_equal(cli_list_parse(bad[i], "ids", &v, &n, &err), CW_STATUS_INVALID);
 }
@@ -147,8 +160,12 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, open_files, close_files)
     const struct CMUnitTest tests[] = {
-        T(json_pieces_name_model_and_kind),   T(a_pipe_gets_the_text_as_it_is), T(a_terminal_gets_no_control_characters_from_a_model),
-        T(the_summary_holds_every_worker),    T(a_broken_sink_is_noticed),      T(lists_take_commas_and_white_space),
+        T(json_pieces_name_model_and_kind),
+        T(a_pipe_gets_the_text_as_it_is),
+        T(a_terminal_gets_no_control_characters_from_a_model),
+        T(the_summary_holds_every_worker),
+        T(a_broken_sink_is_noticed),
+        T(lists_take_commas_and_white_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

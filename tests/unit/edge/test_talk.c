@@ -1,6 +1,6 @@
 /*
- * Answers of the shipped demo models, and what happens to an answer when the experts go away in the middle of it. The
- * experts here are local ones behind a gate that closes after a number of calls.
+ * Answers of the shipped demo models, and what happens to an answer when the experts go away in the middle of
+ * it. The experts here are local ones behind a gate that closes after a number of calls.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,7 +51,8 @@ static cw_speaker *open_demo(const char *file, cw_engine_role role)
     char *path = NULL;
     cw_speaker *s = NULL;
     if (cw_demo_path(file, &path, &err) != CW_OK) fail_msg("%s", err.text);
-    cw_speaker_options o = {.path = path, .engine = {.role = role, .n_threads = 1}, .session = {.n_ctx = 512}};
+    cw_speaker_options o = {
+        .path = path, .engine = {.role = role, .n_threads = 1}, .session = {.n_ctx = 512}};
     if (cw_speaker_open(&o, &s, &err) != CW_OK) fail_msg("%s", err.text);
     cw_free(path);
     return s;
@@ -65,12 +66,15 @@ static int open_models(void **state)
     demo.student = open_demo(CW_DEMO_FALLBACK, CW_ENGINE_LOCAL);
     cw_engine *e = cw_speaker_engine(demo.teacher);
     const cw_model_config *c = cw_engine_config(e);
-    if (cw_expert_set_new(c->n_layers, c->n_experts, cw_engine_expert_shapes(e), &demo.set, &err) != CW_OK) return -1;
+    if (cw_expert_set_new(c->n_layers, c->n_experts, cw_engine_expert_shapes(e), &demo.set, &err) != CW_OK)
+        return -1;
     for (int l = c->n_dense; l < c->n_layers; l++)
         for (int x = 0; x < c->n_experts; x++)
-            if (cw_expert_set_add_from_gguf(demo.set, cw_speaker_file(demo.teacher), l, x, &err) != CW_OK) return -1;
+            if (cw_expert_set_add_from_gguf(demo.set, cw_speaker_file(demo.teacher), l, x, &err) != CW_OK)
+                return -1;
     demo.experts.base.vt = &gated_vtable;
-    if (cw_experts_local_new(demo.set, cw_engine_kernels(e), NULL, cw_engine_max_rows(e), c->n_used, &demo.experts.inner, &err) != CW_OK)
+    if (cw_experts_local_new(demo.set, cw_engine_kernels(e), NULL, cw_engine_max_rows(e), c->n_used,
+                             &demo.experts.inner, &err) != CW_OK)
         return -1;
     cw_engine_set_experts(e, &demo.experts.base);
     return 0;
@@ -88,10 +92,11 @@ static int close_models(void **state)
 
 /* Everything the sink was given. */
 typedef struct {
-    char answer[4096], reasoning[4096], notice[1024];
+    char answer[16384], reasoning[16384], notice[1024];
     int n_teacher, n_student; /* pieces */
     atomic_bool cancel;
     int cancel_after; /* pieces; 0: never */
+    bool guard;       /* count allocations from the third piece on */
 } heard;
 
 static void hear_piece(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len)
@@ -99,9 +104,13 @@ static void hear_piece(void *ctx, const char *model, cw_span_kind kind, const ch
     heard *h = ctx;
     if (kind == CW_SPAN_ANSWER) strncat(h->answer, text, len);
     if (kind == CW_SPAN_REASONING) strncat(h->reasoning, text, len);
-    if (strcmp(model, cw_speaker_name(demo.teacher)) == 0) h->n_teacher++;
-    else if (strcmp(model, cw_speaker_name(demo.student)) == 0) h->n_student++;
-    else fail_msg("unknown model %s", model);
+    if (strcmp(model, cw_speaker_name(demo.teacher)) == 0)
+        h->n_teacher++;
+    else if (strcmp(model, cw_speaker_name(demo.student)) == 0)
+        h->n_student++;
+    else
+        fail_msg("unknown model %s", model);
+    if (h->guard && h->n_teacher == 3) cw_alloc_guard_begin(false);
     if (h->cancel_after && h->n_teacher + h->n_student == h->cancel_after) atomic_store(&h->cancel, true);
 }
 
@@ -186,6 +195,21 @@ static void the_fallback_goes_on_in_mid_sentence(void **state)
     cw_talk_free(&t);
 }
 
+static void the_token_loop_allocates_nothing(void **state)
+{
+    (void)state;
+    heard h;
+    cw_err err;
+    cw_talk_stats st;
+    demo.experts.calls_left = -1;
+    cw_talk *t = new_talk(&h, true, 0);
+    h.guard = true;
+    assert_int_equal(ask(t, sum, &st, &err), CW_OK);
+    assert_int_equal(cw_alloc_guard_end(), 0);
+    assert_true(h.n_teacher > 20);
+    cw_talk_free(&t);
+}
+
 static void answers_end_where_they_are_told_to(void **state)
 {
     (void)state;
@@ -204,12 +228,17 @@ static void answers_end_where_they_are_told_to(void **state)
     assert_int_equal(st.end, CW_TALK_CANCELLED);
     atomic_store(&h.cancel, false);
     h.cancel_after = 0;
-    /* A story that never ends fills the context. */
+    cw_talk_free(&t);
+    /* At a high temperature the model never finds an end. */
+    cw_talk_options o = {
+        .main = demo.teacher, .sampler = CW_SAMPLER_GREEDY, .sink = {hear_piece, hear_notice, &h}};
+    o.sampler.temperature = 5;
+    memset(&h, 0, sizeof h);
+    assert_int_equal(cw_talk_new(&o, &t, &err), CW_OK);
     cw_talk_prompt p = {.raw = "Once upon a time"};
-    cw_engine *e = cw_speaker_engine(demo.teacher);
-    (void)e;
     assert_int_equal(cw_talk_answer(t, &p, &st, &err), CW_OK);
-    assert_true(st.end == CW_TALK_CONTEXT || st.end == CW_TALK_STOP);
+    assert_int_equal(st.end, CW_TALK_CONTEXT);
+    assert_int_equal(st.n_prompt + st.n_tokens, 512 + 1); /* the last token needs no place */
     cw_talk_free(&t);
 }
 
@@ -218,6 +247,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_big_model_answers_and_thinks),
         cmocka_unit_test(the_fallback_goes_on_in_mid_sentence),
+        cmocka_unit_test(the_token_loop_allocates_nothing),
         cmocka_unit_test(answers_end_where_they_are_told_to),
     };
     return cmocka_run_group_tests(tests, open_models, close_models);
