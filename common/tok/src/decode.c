@@ -19,7 +19,7 @@ static cw_tok_str printed(const cw_tok *t, int32_t id, bool keep_special, bool *
     if (special && !keep_special) return p;
     p = t->piece[id];
     if (special) return p; /* encoding puts the space after a special token at the start, too */
-    if (*start && t->add_space && p.len && p.data[0] == ' ') {
+    if (*start && t->add_space && type != CW_TOKEN_USER_DEFINED && p.len && p.data[0] == ' ') {
         p.data++;
         p.len--;
     }

@@ -161,7 +161,9 @@ static cw_status encode_all(tok_work *w, scan *sc, unsigned flags)
         if (!(i == 0 && add_bos && id == t->bos)) CW_TRY(tok_emit(w, id));
         i += len;
         begin = i;
-        after_special = true;
+        /* SentencePiece's space stands before a text and after a control token; a USER_DEFINED token is text
+         */
+        after_special = t->type[id] != CW_TOKEN_USER_DEFINED;
     }
     CW_TRY(encode_fragment(w, sc->text + begin, sc->len - begin, after_special));
     bool add_eos = (flags & CW_TOK_ADD_EOS) && cw_tok_adds_eos(t);

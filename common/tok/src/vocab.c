@@ -224,22 +224,14 @@ static cw_status index_tokens(cw_tok *t, cw_err *err)
     return CW_OK;
 }
 
+/* \x65 is an e: written so, it cannot run into the escape before it */
+#define EOS_DEEPSEEK "<\xef\xbd\x9c\x65nd\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"
+
 /* Texts that end an answer in the families this program runs, whatever ids the file names. */
 static const char *const eog_texts[] = {
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|end|>",
-    "<|EOT|>",
-    "<EOT>",
-    "_<EOT>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-    "<end_of_utterance>",
-    "<\xef\xbd\x9c"
-    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>",
+    "<|EOT|>",    "<EOT>",      "_<EOT>",     "<end_of_turn>", "<|end_of_turn|>", "<end_of_utterance>",
+    EOS_DEEPSEEK,
 };
 
 static void find_special_ids(cw_tok *t, const cw_tok_spec *spec)

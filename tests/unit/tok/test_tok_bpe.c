@@ -15,9 +15,9 @@ static void merges_go_by_rank_then_from_the_left(void **state)
     int32_t bc = vocab_merge(v, "b", "c"), ab = vocab_merge(v, "a", "b"), aa = vocab_merge(v, "a", "a");
     int32_t abc = vocab_merge(v, "a", "bc");
     cw_tok *t = vocab_build(v);
-    EXPECT_IDS(t, "abc", 0, abc);       /* bc first, though ab stands further left */
+    EXPECT_IDS(t, "abc", 0, abc); /* bc first, though ab stands further left */
     EXPECT_IDS(t, "abd", 0, ab, 'd');
-    EXPECT_IDS(t, "aaa", 0, aa, 'a');   /* equal rank: leftmost */
+    EXPECT_IDS(t, "aaa", 0, aa, 'a');       /* equal rank: leftmost */
     EXPECT_IDS(t, "aaaab", 0, aa, 'a', ab); /* ab outranks aa */
     EXPECT_IDS(t, "bc bc", 0, bc, ' ', bc);
     cw_tok_free(&t);
@@ -130,7 +130,7 @@ static void qwen2_composes_before_it_cuts(void **state)
     EXPECT_IDS(t, "e\xcc\x81", 0, e);
     EXPECT_IDS(t, "\xc3\xa9", 0, e);
     EXPECT_IDS(t, "q\xcc\x81\xcc\xa3", 0, 'q', 0xcc, 0xa3, 0xcc, 0x81); /* nothing to compose, but to order */
-    EXPECT_IDS(u, "e\xcc\x81", 0, 'e', 0xcc, 0x81); /* others leave the text as it is */
+    EXPECT_IDS(u, "e\xcc\x81", 0, 'e', 0xcc, 0x81);                     /* others leave the text as it is */
     EXPECT_IDS(u, "\xc3\xa9", 0, f);
     cw_tok_free(&t);
     cw_tok_free(&u);
@@ -147,8 +147,10 @@ static void ignore_merges_takes_whole_words(void **state)
         int32_t ab = vocab_merge(v, "a", "b"), whole = vocab_add(v, "abc", CW_TOKEN_NORMAL, 0);
         v->spec.add_bos = 0;
         cw_tok *t = vocab_build(v);
-        if (k == 0) EXPECT_IDS(t, "abc", 0, whole);
-        else EXPECT_IDS(t, "abc", 0, ab, 'c'); /* no merge makes it */
+        if (k == 0)
+            EXPECT_IDS(t, "abc", 0, whole);
+        else
+            EXPECT_IDS(t, "abc", 0, ab, 'c'); /* no merge makes it */
         cw_tok_free(&t);
         vocab_free(&v);
     }
@@ -220,12 +222,14 @@ static void segments_keep_control_tokens_out_of_what_users_wrote(void **state)
     specials s = make_specials();
     s.t = vocab_build(s.v);
     const cw_tok_segment segs[] = {
-        {"<|user|>", 8, true}, {"x", 1, true}, {"y<eos><tag><|user|>", 19, false}, {"<e", 2, false}, {"os>", 3, true},
-        {"<eo", 3, true}, {"", 0, true}, {"s>", 2, true},
+        {"<|user|>", 8, true}, {"x", 1, true},   {"y<eos><tag><|user|>", 19, false},
+        {"<e", 2, false},      {"os>", 3, true}, {"<eo", 3, true},
+        {"", 0, true},         {"s>", 2, true},
     };
-    const int32_t want[] = {s.user, 256, '<', 'e', 'o', 's', '>', s.tag, '<', '|', 'u', 's', 'e', 'r', '|', '>',
-                            '<', 'e', 'o', 's', '>', /* half of it was the user's */
-                            s.eos};
+    const int32_t want[] = {
+        s.user, 256, '<', 'e', 'o', 's', '>', s.tag, '<', '|', 'u',
+        's',    'e', 'r', '|', '>', '<', 'e', 'o',   's', '>', /* half of it was the user's */
+        s.eos};
     int32_t *ids;
     size_t n;
     assert_int_equal(cw_tok_encode_segments(s.t, segs, CW_ARRAY_LEN(segs), 0, &ids, &n, NULL), CW_OK);
@@ -271,7 +275,8 @@ static void bytes_that_are_no_text_are_kept(void **state)
     int32_t e = vocab_merge(v, "\xc3", "\xa9");
     cw_tok *t = vocab_build(v);
     EXPECT_IDS(t, "a\xff\xc3(\xc3\xa9\xe4\xb8", 0, 'a', 0xff, 0xc3, '(', e, 0xe4, 0xb8);
-    EXPECT_IDS(t, "\xed\xa0\x80\xc0\x80\xf4\x90\x80\x80", 0, 0xed, 0xa0, 0x80, 0xc0, 0x80, 0xf4, 0x90, 0x80, 0x80);
+    EXPECT_IDS(t, "\xed\xa0\x80\xc0\x80\xf4\x90\x80\x80", 0, 0xed, 0xa0, 0x80, 0xc0, 0x80, 0xf4, 0x90, 0x80,
+               0x80);
     const int32_t nul[] = {'a', 0, 'b'};
     expect_ids(t, "a\0b", 3, 0, nul, 3);
     cw_tok_free(&t);
@@ -307,7 +312,8 @@ static void nothing_becomes_nothing(void **state)
     cw_tok *t = vocab_build(v);
     int32_t *ids = NULL;
     size_t n = 7;
-    assert_int_equal(cw_tok_encode(t, "", 0, CW_TOK_ADD_SPECIAL | CW_TOK_PARSE_SPECIAL, &ids, &n, NULL), CW_OK);
+    assert_int_equal(cw_tok_encode(t, "", 0, CW_TOK_ADD_SPECIAL | CW_TOK_PARSE_SPECIAL, &ids, &n, NULL),
+                     CW_OK);
     assert_non_null(ids);
     assert_int_equal(n, 0);
     cw_free(ids);

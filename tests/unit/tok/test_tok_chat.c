@@ -1,6 +1,6 @@
 /*
- * Chat templates. The templates here are short ones of our own, with the expressions by which the published ones are
- * recognised; the published ones that golden files carry are tried in tests/golden/tok.
+ * Chat templates. The templates here are short ones of our own, with the expressions by which the published
+ * ones are recognised; the published ones that golden files carry are tried in tests/golden/tok.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,12 +14,15 @@
 #include "cw/gguf.h"
 #include "vocab_maker.h"
 
-#define BAR   "\xef\xbd\x9c"
-#define USER  "<" BAR "User" BAR ">"
-#define ASST  "<" BAR "Assistant" BAR ">"
-#define EOS3  "<" BAR "end\xe2\x96\x81of\xe2\x96\x81sentence" BAR ">"
-#define V3(gen) "{{ bos_token }}{{ '" USER "' + m['content'] }}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}" \
-                "{% endif %}{{ '" ASST "' + c + '" EOS3 "' }}{% if add_generation_prompt %}{{ '" ASST gen "' }}{% endif %}"
+#define BAR  "\xef\xbd\x9c"
+#define USER "<" BAR "User" BAR ">"
+#define ASST "<" BAR "Assistant" BAR ">"
+#define EOS3 "<" BAR "end\xe2\x96\x81of\xe2\x96\x81sentence" BAR ">"
+#define V3(gen)                                                                                              \
+    "{{ bos_token }}{{ '" USER                                                                               \
+    "' + m['content'] }}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}"                       \
+    "{% endif %}{{ '" ASST "' + c + '" EOS3 "' }}{% if add_generation_prompt %}{{ '" ASST gen                \
+    "' }}{% endif %}"
 
 typedef struct {
     vocab *v;
@@ -32,9 +35,10 @@ static int make(void **state)
     f->v = vocab_bpe("gpt-2");
     vocab_merge(f->v, "x", "y");
     static const char *const control[] = {"<bos>", "<eos>", USER, EOS3, "<|im_start|>", "<|im_end|>"};
-    for (size_t i = 0; i < CW_ARRAY_LEN(control); i++) vocab_add(f->v, control[i], CW_TOKEN_CONTROL, 0); /* from 257 */
-    vocab_add(f->v, ASST, CW_TOKEN_USER_DEFINED, 0);                                                     /* 263 */
-    vocab_add(f->v, "<think>", CW_TOKEN_USER_DEFINED, 0);                                                /* 264 */
+    for (size_t i = 0; i < CW_ARRAY_LEN(control); i++)
+        vocab_add(f->v, control[i], CW_TOKEN_CONTROL, 0); /* from 257 */
+    vocab_add(f->v, ASST, CW_TOKEN_USER_DEFINED, 0);      /* 263 */
+    vocab_add(f->v, "<think>", CW_TOKEN_USER_DEFINED, 0); /* 264 */
     f->v->spec.bos = 257;
     f->v->spec.eos = 258;
     f->v->spec.add_bos = 1;
@@ -61,12 +65,16 @@ static cw_chat *recognised(const char *tmpl, cw_chat_kind kind)
     return c;
 }
 
-static cw_chat_message msg(const char *role, const char *content) { return (cw_chat_message){role, content, strlen(content)}; }
+static cw_chat_message msg(const char *role, const char *content)
+{
+    return (cw_chat_message){role, content, strlen(content)};
+}
 #define SYS(x) msg("system", (x))
 #define ASK(x) msg("user", (x))
 #define ANS(x) msg("assistant", (x))
 
-static void expect_render(const cw_chat *c, const cw_tok *t, const cw_chat_message *m, size_t n, bool gen, const char *want)
+static void expect_render(const cw_chat *c, const cw_tok *t, const cw_chat_message *m, size_t n, bool gen,
+                          const char *want)
 {
     cw_chat_prompt p;
     cw_err err;
@@ -82,8 +90,8 @@ static void expect_render(const cw_chat *c, const cw_tok *t, const cw_chat_messa
     cw_chat_prompt_clear(&p);
     cw_chat_prompt_clear(&p); /* twice is fine */
 }
-#define RENDER(c, gen, want, ...)                                                                                    \
-    expect_render((c), ((fixture *)*state)->t, (const cw_chat_message[]){__VA_ARGS__},                               \
+#define RENDER(c, gen, want, ...)                                                                            \
+    expect_render((c), ((fixture *)*state)->t, (const cw_chat_message[]){__VA_ARGS__},                       \
                   sizeof((const cw_chat_message[]){__VA_ARGS__}) / sizeof(cw_chat_message), (gen), (want))
 
 static void deepseek_3(void **state)
@@ -92,7 +100,8 @@ static void deepseek_3(void **state)
     assert_false(cw_chat_prompt_opens_think(c));
     RENDER(c, true, "<bos>" USER "q" ASST, ASK("q"));
     RENDER(c, false, "<bos>be brief" USER "q", ASK("q"), SYS("be brief"));
-    RENDER(c, true, "<bos>" USER "q" ASST "\n\na" EOS3 USER "r" ASST, ASK("q"), ANS("<think>\nhm</think>\n\na"), ASK("r"));
+    RENDER(c, true, "<bos>" USER "q" ASST "\n\na" EOS3 USER "r" ASST, ASK("q"),
+           ANS("<think>\nhm</think>\n\na"), ASK("r"));
     cw_chat_free(&c);
     c = recognised(V3("<think>\\n"), CW_CHAT_DEEPSEEK_3);
     assert_true(cw_chat_prompt_opens_think(c));
@@ -109,7 +118,8 @@ static void deepseek_3(void **state)
 
 static void deepseek_3_system_messages(void **state)
 {
-    static const char *const set[] = {"ns.system_prompt = message['content']", "ns.system_prompt = ns.system_prompt + message['content']"};
+    static const char *const set[] = {"ns.system_prompt = message['content']",
+                                      "ns.system_prompt = ns.system_prompt + message['content']"};
     static const char *const want[] = {"<bos>two" USER "q", "<bos>one\n\ntwo" USER "q"};
     for (int k = 0; k < 2; k++) {
         char tmpl[1024];
@@ -122,66 +132,90 @@ static void deepseek_3_system_messages(void **state)
 
 static void deepseek_3_1_closes_its_reasoning(void **state)
 {
-    static const char tmpl[] = "{{ bos_token }}'" USER "'{% set content = content.split('</think>', 1)[1] %}"
-                               "{{'" ASST "'}}{%- if not thinking %}{{'</think>'}}{%- else %}{{'<think>'}}{%- endif %}";
+    static const char tmpl[] =
+        "{{ bos_token }}'" USER "'{% set content = content.split('</think>', 1)[1] %}"
+        "{{'" ASST "'}}{%- if not thinking %}{{'</think>'}}{%- else %}{{'<think>'}}{%- endif %}";
     cw_chat *c = recognised(tmpl, CW_CHAT_DEEPSEEK_3);
     assert_false(cw_chat_prompt_opens_think(c));
-    RENDER(c, true, "<bos>" USER "q" ASST "</think>b</think>c" EOS3 USER "r" ASST "</think>", ASK("q"), ANS("a</think>b</think>c"), ASK("r"));
-    RENDER(c, true, "<bos>" USER "q" ASST "</think>a" EOS3, ASK("q"), ANS("a")); /* nothing asked: nothing to answer */
+    RENDER(c, true, "<bos>" USER "q" ASST "</think>b</think>c" EOS3 USER "r" ASST "</think>", ASK("q"),
+           ANS("a</think>b</think>c"), ASK("r"));
+    RENDER(c, true, "<bos>" USER "q" ASST "</think>a" EOS3, ASK("q"),
+           ANS("a")); /* nothing asked: nothing to answer */
     cw_chat_free(&c);
 }
 
 static void deepseek_2(void **state)
 {
-    cw_chat *c = recognised("{{ bos_token }}{{ 'User: ' + message['content'] + '\\n\\n' }}{{ 'Assistant: ' + message['content'] + eos_token }}",
+    cw_chat *c = recognised("{{ bos_token }}{{ 'User: ' + message['content'] + '\\n\\n' }}{{ 'Assistant: ' + "
+                            "message['content'] + eos_token }}",
                             CW_CHAT_DEEPSEEK_2);
-    RENDER(c, true, "<bos>sys\n\nUser: q\n\nAssistant: a<eos>User: r\n\nAssistant:", SYS("sys"), ASK("q"), ANS("a"), ASK("r"));
+    RENDER(c, true, "<bos>sys\n\nUser: q\n\nAssistant: a<eos>User: r\n\nAssistant:", SYS("sys"), ASK("q"),
+           ANS("a"), ASK("r"));
     cw_chat_free(&c);
 }
 
 static void coder(void **state)
 {
-    static const char tmpl[] = "{{bos_token}}{%- if not ns.found -%}{{'You are an AI programming assistant, of ours\\n'}}{%- endif %}"
-                               "{{'### Instruction:\\n' + message['content'] + '\\n'}}{{'### Response:\\n' + message['content'] + '\\n<|EOT|>\\n'}}"
+    static const char tmpl[] = "{{bos_token}}{%- if not ns.found -%}{{'You are an AI programming assistant, "
+                               "of ours\\n'}}{%- endif %}"
+                               "{{'### Instruction:\\n' + message['content'] + '\\n'}}{{'### Response:\\n' + "
+                               "message['content'] + '\\n<|EOT|>\\n'}}"
                                "{% if add_generation_prompt %}{{'### Response:'}}{% endif %}";
     cw_chat *c = recognised(tmpl, CW_CHAT_DEEPSEEK_CODER);
-    RENDER(c, true, "<bos>You are an AI programming assistant, of ours\n### Instruction:\nq\n### Response:", ASK("q"));
-    RENDER(c, false, "<bos>sys### Instruction:\nq\n### Response:\na\n<|EOT|>\n", SYS("sys"), ASK("q"), ANS("a"));
+    RENDER(c, true,
+           "<bos>You are an AI programming assistant, of ours\n### Instruction:\nq\n### Response:", ASK("q"));
+    RENDER(c, false, "<bos>sys### Instruction:\nq\n### Response:\na\n<|EOT|>\n", SYS("sys"), ASK("q"),
+           ANS("a"));
     cw_chat_free(&c);
 }
 
 static void chatml(void **state)
 {
-    static const char plain[] = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-                                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    static const char plain[] =
+        "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
     cw_chat *c = recognised(plain, CW_CHAT_CHATML);
-    RENDER(c, true, "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", SYS("s"), ASK("q"));
-    RENDER(c, false, "<|im_start|>assistant\nx</think>a<|im_end|>\n", ANS("x</think>a")); /* this template keeps it */
+    RENDER(c, true, "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+           SYS("s"), ASK("q"));
+    RENDER(c, false, "<|im_start|>assistant\nx</think>a<|im_end|>\n",
+           ANS("x</think>a")); /* this template keeps it */
     cw_chat_free(&c);
 
     char tmpl[1024];
-    snprintf(tmpl, sizeof tmpl, "{%% if tools %%}{{ '<|im_start|>system\\n' }}{%% else %%}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}%s", plain);
+    snprintf(tmpl, sizeof tmpl,
+             "{%% if tools %%}{{ '<|im_start|>system\\n' }}{%% else %%}{{ '<|im_start|>system\\nBe "
+             "kind.<|im_end|>\\n' }}%s",
+             plain);
     c = recognised(tmpl, CW_CHAT_CHATML);
     RENDER(c, false, "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nq<|im_end|>\n", ASK("q"));
     RENDER(c, false, "<|im_start|>system\ns<|im_end|>\n", SYS("s"));
     cw_chat_free(&c);
-    assert_int_equal(cw_chat_new("<|im_start|>user<|im_sep|>q<|im_end|>", 37, &c, NULL), CW_STATUS_UNSUPPORTED);
+    assert_int_equal(cw_chat_new("<|im_start|>user<|im_sep|>q<|im_end|>", 37, &c, NULL),
+                     CW_STATUS_UNSUPPORTED);
 }
 
 static void llama_3(void **state)
 {
-    static const char tmpl[] = "{{ bos_token }}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    static const char tmpl[] = "{{ bos_token }}{{ '<|start_header_id|>' + message['role'] + "
+                               "'<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
                                "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}";
     cw_chat *c = recognised(tmpl, CW_CHAT_LLAMA_3);
     RENDER(c, true,
-           "<bos><|start_header_id|>user<|end_header_id|>\n\nq q<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+           "<bos><|start_header_id|>user<|end_header_id|>\n\nq "
+           "q<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
            ASK(" \n\xe3\x80\x80q q\xc2\xa0\t"));
     cw_chat_free(&c);
     char dated[1024];
-    snprintf(dated, sizeof dated, "{%% set date_string = \"26 Jul 2024\" %%}{{ \"Cutting Knowledge Date: Then\\n\" }}{{ \"Today Date: \" + date_string }}%s", tmpl);
+    snprintf(dated, sizeof dated,
+             "{%% set date_string = \"26 Jul 2024\" %%}{{ \"Cutting Knowledge Date: Then\\n\" }}{{ \"Today "
+             "Date: \" + date_string }}%s",
+             tmpl);
     c = recognised(dated, CW_CHAT_LLAMA_3);
-#define HEAD "<bos><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: Then\nToday Date: 26 Jul 2024\n\n"
-    RENDER(c, false, HEAD "s<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>", SYS(" s "), ASK("q"));
+#define HEAD                                                                                                 \
+    "<bos><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: Then\nToday Date: 26 Jul "   \
+    "2024\n\n"
+    RENDER(c, false, HEAD "s<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>", SYS(" s "),
+           ASK("q"));
     RENDER(c, false, HEAD "<|eot_id|>", SYS(""));
     cw_chat_free(&c);
 }
@@ -189,7 +223,8 @@ static void llama_3(void **state)
 static void other_templates_are_refused_and_name_raw(void **state)
 {
     (void)state;
-    static const char *const others[] = {"", "{{ bos_token }}[INST] {{ m }} [/INST]", "<|im_user|>user<|im_middle|>q<|im_end|>", USER};
+    static const char *const others[] = {"", "{{ bos_token }}[INST] {{ m }} [/INST]",
+                                         "<|im_user|>user<|im_middle|>q<|im_end|>", USER};
     for (size_t i = 0; i < CW_ARRAY_LEN(others); i++) {
         cw_chat *c = NULL;
         cw_err err;
@@ -218,9 +253,27 @@ static void any_bytes_as_a_template_give_a_status(void **state)
     unsigned seed = 77;
     print_message("seed %u\n", seed);
     srand(seed);
-    static const char *const parts[] = {"split('</think>')[-1]", USER, ASST, "<|im_start|>system\n", "<|im_end|>", "'", "\\", "{", "%}",
-                                        "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "Cutting Knowledge Date: ", "Today Date: ",
-                                        "date_string = \"", "### Response:", "### Instruction", "<|EOT|>", "\n", "]", ".strip()"};
+    static const char *const parts[] = {"split('</think>')[-1]",
+                                        USER,
+                                        ASST,
+                                        "<|im_start|>system\n",
+                                        "<|im_end|>",
+                                        "'",
+                                        "\\",
+                                        "{",
+                                        "%}",
+                                        "<|start_header_id|>",
+                                        "<|end_header_id|>",
+                                        "<|eot_id|>",
+                                        "Cutting Knowledge Date: ",
+                                        "Today Date: ",
+                                        "date_string = \"",
+                                        "### Response:",
+                                        "### Instruction",
+                                        "<|EOT|>",
+                                        "\n",
+                                        "]",
+                                        ".strip()"};
     for (int k = 0; k < 20000; k++) {
         char tmpl[512] = "";
         for (int i = rand() % 12; i >= 0; i--) strcat(tmpl, parts[(size_t)rand() % CW_ARRAY_LEN(parts)]);
@@ -262,7 +315,8 @@ static void what_users_write_never_becomes_a_control_token(void **state)
     assert_int_equal(count[257], 1); /* one BOS though the vocabulary adds it and the template writes it */
     assert_int_equal(count[259], 1); /* the question's own marker */
     assert_int_equal(count[260], 1); /* the answer's end */
-    assert_int_equal(count[263], 2); /* the answer's marker and the open one; not the user's, though it is USER_DEFINED */
+    assert_int_equal(count[263],
+                     2); /* the answer's marker and the open one; not the user's, though it is USER_DEFINED */
     assert_int_equal(count[264], 1);
     assert_int_equal(count[258], 0); /* and no EOS after the prompt */
     assert_int_equal(ids[n - 1], '\n');

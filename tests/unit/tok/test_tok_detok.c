@@ -38,11 +38,15 @@ static void only_complete_sequences_come_out(void **state)
     cw_tok *t = vocab_build(v);
     stream(t, "ab", "a|b|");
     stream(t, "\xc3\xa9\xe4\xb8\x96\xf0\x9f\xa6\x99!", "\xc3\xa9|\xe4\xb8\x96|\xf0\x9f\xa6\x99|!|");
-    stream(t, "\xe4\xb8", R "|");             /* cut off: one for what was held */
-    stream(t, "\xe4\xb8" "a", R "a|");        /* broken: one for the broken part */
+    stream(t, "\xe4\xb8", R "|"); /* cut off: one for what was held */
+    stream(t,
+           "\xe4\xb8"
+           "a",
+           R "a|"); /* broken: one for the broken part */
     stream(t, "\xff\xfe", R "|" R "|");
     stream(t, "\xf0\x9f\xe4\xb8\x96", R "|\xe4\xb8\x96|");
-    stream(t, "\xed\xa0\x80", R R "|" R "|"); /* a surrogate is no character, and neither byte can begin one */
+    stream(t, "\xed\xa0\x80",
+           R R "|" R "|"); /* a surrogate is no character, and neither byte can begin one */
     stream(t, "\xc0\x80", R "|" R "|");
     stream(t, "", "");
     cw_tok_free(&t);
@@ -61,7 +65,8 @@ static void any_cut_of_a_text_streams_to_the_same_text(void **state)
         int32_t ids[32];
         size_t n_ids = 0, begin = 0, got = 0, len;
         for (size_t i = 1; i <= n; i++)
-            if (i == n || (cuts >> (i - 1) & 1)) ids[n_ids++] = vocab_add_bytes(v, text + begin, i - begin), begin = i;
+            if (i == n || (cuts >> (i - 1) & 1))
+                ids[n_ids++] = vocab_add_bytes(v, text + begin, i - begin), begin = i;
         cw_tok *t = vocab_build(v);
         cw_detok *d;
         assert_int_equal(cw_detok_new(t, 0, &d, NULL), CW_OK);
@@ -108,7 +113,11 @@ static void control_tokens_are_printed_only_on_request(void **state)
 {
     (void)state;
     vocab *v = vocab_spm();
-    int32_t a = vocab_add(v, "\xe2\x96\x81" "a", CW_TOKEN_NORMAL, -1), tag = vocab_add(v, "<tag>", CW_TOKEN_USER_DEFINED, 0);
+    int32_t a = vocab_add(v,
+                          "\xe2\x96\x81"
+                          "a",
+                          CW_TOKEN_NORMAL, -1),
+            tag = vocab_add(v, "<tag>", CW_TOKEN_USER_DEFINED, 0);
     const int32_t ids[] = {1, a, tag, a, 2, -5, 99999};
     static const char *const want[] = {"a<tag> a", "<s>a<tag> a</s>", " a<tag> a"};
     static const unsigned flags[] = {CW_DETOK_TEXT_START, CW_DETOK_TEXT_START | CW_DETOK_KEEP_SPECIAL, 0};

@@ -1,4 +1,5 @@
-/* What a vocabulary may be: refusals by a sentence, tolerance where real files need it, end tokens, comparison. */
+/* What a vocabulary may be: refusals by a sentence, tolerance where real files need it, end tokens,
+ * comparison. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,7 +20,8 @@ static void refused(vocab *v, cw_status want, const char *word)
     cw_status s = cw_tok_new_from_spec(&v->spec, &t, &err);
     if (s != want) fail_msg("expected %s for \"%s\", got %s", cw_status_name(want), word, cw_status_name(s));
     assert_ptr_equal(t, &want); /* outputs stay as they were */
-    if (!strstr(err.text, word) || !strstr(err.text, "test")) fail_msg("\"%s\" does not speak of \"%s\" and the file", err.text, word);
+    if (!strstr(err.text, word) || !strstr(err.text, "test"))
+        fail_msg("\"%s\" does not speak of \"%s\" and the file", err.text, word);
     vocab_free(&v);
 }
 
@@ -67,7 +69,8 @@ static void equal_texts_give_the_lowest_id(void **state)
 {
     (void)state;
     vocab *v = good();
-    int32_t first = vocab_add(v, "x y", CW_TOKEN_NORMAL, 0); /* a space is not in the alphabet: never produced */
+    int32_t first =
+        vocab_add(v, "x y", CW_TOKEN_NORMAL, 0); /* a space is not in the alphabet: never produced */
     vocab_add(v, "ab", CW_TOKEN_NORMAL, 0);
     vocab_add(v, "", CW_TOKEN_NORMAL, 0);
     vocab_add(v, "", CW_TOKEN_CONTROL, 0);
@@ -162,8 +165,14 @@ static void pieces_and_types(void **state)
 static void answers_end_at_the_files_ids_and_at_known_texts(void **state)
 {
     (void)state;
-    static const char *const known[] = {"<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<end_of_turn>", "<|EOT|>",
-                                        "<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"};
+    static const char *const known[] = {"<|im_end|>",
+                                        "<|eot_id|>",
+                                        "<|endoftext|>",
+                                        "<|end|>",
+                                        "<end_of_turn>",
+                                        "<|EOT|>",
+                                        "<\xef\xbd\x9c"
+                                        "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"};
     vocab *v = good();
     int32_t first = vocab_add(v, known[0], CW_TOKEN_CONTROL, 0);
     for (size_t i = 1; i < CW_ARRAY_LEN(known); i++) vocab_add(v, known[i], CW_TOKEN_CONTROL, 0);

@@ -1,7 +1,7 @@
 /*
- * Where each pre-tokenizer cuts. The vocabulary of each case holds every substring of its text, and every merge that
- * makes one, so whatever is not cut apart becomes one token and the tokens are the words. The cuts expected here were
- * checked against the published patterns run by another regular expression engine.
+ * Where each pre-tokenizer cuts. The vocabulary of each case holds every substring of its text, and every
+ * merge that makes one, so whatever is not cut apart becomes one token and the tokens are the words. The cuts
+ * expected here were checked against the published patterns run by another regular expression engine.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -61,7 +61,8 @@ static const struct {
     {"deepseek-v3", "I|'m| not|.com|\n\n"},
     {"deepseek-v3", "a|\xe4\xb8\x96\xe7\x95\x8c|b"},
     {"deepseek-v3", "x|  | y"},
-    {"deepseek-v3", "\xc3\xa9" "e\xcc\x81| +|1"},
+    {"deepseek-v3", "\xc3\xa9"
+                    "e\xcc\x81| +|1"},
     {"deepseek-v3", "  \n| z|!!\n"},
     {"deepseek-llm", "ab| cd|\n|\n|1|2"},
     {"deepseek-llm", "F|\xc3\xbc|\xe4\xb8\x96\xe7\x95\x8c| x|!?"},
@@ -122,9 +123,19 @@ static void a_missing_name_warns_and_an_unknown_one_is_refused(void **state)
 static void long_runs_are_cut_in_linear_time(void **state)
 {
     (void)state;
-    static const char *const pre[] = {"deepseek-v3", "deepseek-llm", "deepseek-coder", "qwen2", "llama-bpe",
+    static const char *const pre[] = {"deepseek-v3", "deepseek-llm", "deepseek-coder", "qwen2",  "llama-bpe",
                                       "gpt-2",       "smollm",       "kimi-k2",        "default"};
-    static const char *const runs[] = {" ", "\n", " \n", "A", "a", "1", "!", "'", "\t\xc2\xa0", "\xe0\xb8\x81" "A"};
+    static const char *const runs[] = {" ",
+                                       "\n",
+                                       " \n",
+                                       "A",
+                                       "a",
+                                       "1",
+                                       "!",
+                                       "'",
+                                       "\t\xc2\xa0",
+                                       "\xe0\xb8\x81"
+                                       "A"};
     size_t n = (size_t)1 << 18;
     char *text = malloc(n + 4);
     for (size_t i = 0; i < CW_ARRAY_LEN(pre); i++) {

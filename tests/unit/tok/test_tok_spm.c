@@ -45,6 +45,7 @@ static void a_space_stands_before_the_text_and_goes_away_again(void **state)
     (void)state;
     vocab *v = vocab_spm();
     int32_t space = vocab_add(v, SP, CW_TOKEN_NORMAL, -9), a = vocab_add(v, "a", CW_TOKEN_NORMAL, -10);
+    int32_t tag = vocab_add(v, "<tag>", CW_TOKEN_USER_DEFINED, 0);
     cw_tok *t = vocab_build(v);
     assert_true(cw_tok_adds_space(t));
     EXPECT_IDS(t, "a a", 0, space, a, space, a);
@@ -52,6 +53,8 @@ static void a_space_stands_before_the_text_and_goes_away_again(void **state)
     EXPECT_IDS(t, "", 0 | CW_TOK_ADD_SPECIAL, BOS); /* adds a BOS by default, and no space before nothing */
     EXPECT_IDS(t, "</s>a", CW_TOK_PARSE_SPECIAL, EOS, space, a);
     EXPECT_IDS(t, "a</s>", CW_TOK_ADD_SPECIAL | CW_TOK_PARSE_SPECIAL, BOS, space, a, EOS);
+    EXPECT_IDS(t, "a<tag>a<tag>", 0, space, a, tag, a, tag); /* a user-defined token is a part of the text */
+    EXPECT_IDS(t, "<tag>a", 0, tag, a);
     expect_text(t, (const int32_t[]){BOS, space, a, space, a}, 5, "a a");
     expect_text(t, (const int32_t[]){space, space, a}, 3, " a");
     cw_tok_free(&t);
@@ -73,7 +76,8 @@ static void characters_without_a_token_become_their_bytes(void **state)
     cw_tok *t = vocab_build(v);
     EXPECT_IDS(t, "\xc3\xa9\xc3\xa8", 0, e, BYTE0 + 0xc3, BYTE0 + 0xa8);
     EXPECT_IDS(t, "\xff\xc3", 0, BYTE0 + 0xff, BYTE0 + 0xc3); /* not text: the bytes, too */
-    EXPECT_IDS(t, "<s>", 0, BYTE0 + '<', BYTE0 + 's', BYTE0 + '>'); /* control tokens are not made from text */
+    EXPECT_IDS(t, "<s>", 0, BYTE0 + '<', BYTE0 + 's',
+               BYTE0 + '>'); /* control tokens are not made from text */
     EXPECT_IDS(t, "<0x41>", 0, BYTE0 + '<', BYTE0 + '0', BYTE0 + 'x', BYTE0 + '4', BYTE0 + '1', BYTE0 + '>');
     expect_text(t, (const int32_t[]){e, BYTE0 + 0xc3, BYTE0 + 0xa8}, 3, "\xc3\xa9\xc3\xa8");
     cw_tok_free(&t);
@@ -88,7 +92,10 @@ static void without_byte_tokens_the_unknown_token_stands_in(void **state)
     for (int i = 0; i < 256; i++) v->types[BYTE0 + i] = CW_TOKEN_UNUSED;
     int32_t a = vocab_add(v, "a", CW_TOKEN_NORMAL, -1);
     cw_tok *t = vocab_build(v);
-    EXPECT_IDS(t, "a\xc3\xa9" "b", 0, a, UNK, UNK); /* one for each character */
+    EXPECT_IDS(t,
+               "a\xc3\xa9"
+               "b",
+               0, a, UNK, UNK); /* one for each character */
     cw_tok_free(&t);
     v->types[UNK] = CW_TOKEN_UNUSED;
     t = vocab_build(v);
@@ -112,7 +119,8 @@ static void a_long_text_without_words_takes_no_quadratic_time(void **state)
     char part[65];
     memset(part, 'a', sizeof part);
     int32_t id = 0;
-    for (int len = 1; len <= 64; len *= 2) id = vocab_add_n(v, part, (size_t)len, CW_TOKEN_NORMAL, (float)-len);
+    for (int len = 1; len <= 64; len *= 2)
+        id = vocab_add_n(v, part, (size_t)len, CW_TOKEN_NORMAL, (float)-len);
     cw_tok *t = vocab_build(v);
     int32_t *ids;
     assert_int_equal(cw_tok_encode(t, text, n, 0, &ids, &got, NULL), CW_OK);

@@ -174,10 +174,11 @@ void expect_ids(const cw_tok *t, const char *text, size_t len, unsigned flags, c
     int32_t *ids;
     size_t got;
     cw_err err;
-    if (cw_tok_encode(t, text, len, flags, &ids, &got, &err) != CW_OK) fail_msg("\"%.*s\": %s", (int)len, text, err.text);
+    if (cw_tok_encode(t, text, len, flags, &ids, &got, &err) != CW_OK)
+        fail_msg("\"%.*s\": %s", (int)len, text, err.text);
     for (size_t i = 0; i < got || i < n; i++)
         if (i >= got || i >= n || ids[i] != want[i])
-            fail_msg("\"%.*s\": token %zu of %zu is %d, expected %d of %zu", (int)len, text, i, got, i < got ? (int)ids[i] : -1,
-                     i < n ? (int)want[i] : -1, n);
+            fail_msg("\"%.*s\": token %zu of %zu is %d, expected %d of %zu", (int)len, text, i, got,
+                     i < got ? (int)ids[i] : -1, i < n ? (int)want[i] : -1, n);
     cw_free(ids);
 }

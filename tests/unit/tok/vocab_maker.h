@@ -1,6 +1,6 @@
 /*
- * Small vocabularies for tests, made by hand: add tokens, merges and settings, then build. Aborts when memory is out.
- * Include after cmocka.h.
+ * Small vocabularies for tests, made by hand: add tokens, merges and settings, then build. Aborts when memory
+ * is out. Include after cmocka.h.
  */
 #pragma once
 #include <stddef.h>
@@ -18,7 +18,8 @@ typedef struct {
 
 /* A byte-level BPE vocabulary that begins with the 256 bytes in order: id = byte. */
 vocab *vocab_bpe(const char *pre);
-/* A SentencePiece vocabulary that begins with <unk>, <s>, </s> and the 256 byte tokens: ids 0, 1, 2, 3 + byte. */
+/* A SentencePiece vocabulary that begins with <unk>, <s>, </s> and the 256 byte tokens: ids 0, 1, 2, 3 +
+ * byte. */
 vocab *vocab_spm(void);
 void vocab_free(vocab **v);
 /* Text as the file would have it; the id. */
@@ -34,6 +35,6 @@ cw_tok *vocab_build(const vocab *v);
 
 /* Encodes and compares with `n` expected ids. */
 void expect_ids(const cw_tok *t, const char *text, size_t len, unsigned flags, const int32_t *want, size_t n);
-#define EXPECT_IDS(t, text, flags, ...)                                                                              \
-    expect_ids((t), (text), strlen(text), (flags), (const int32_t[]){__VA_ARGS__},                                  \
+#define EXPECT_IDS(t, text, flags, ...)                                                                      \
+    expect_ids((t), (text), strlen(text), (flags), (const int32_t[]){__VA_ARGS__},                           \
                sizeof((const int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
