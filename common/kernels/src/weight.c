@@ -126,40 +126,44 @@ void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t u
 
 static bool f16_finite(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
 
-static bool pack_blocks(cw_weight *w, const cw_format *f, int64_t row, const uint8_t *src)
+/*
+ * Packing goes through a panel unit by unit with the rows inside, so that a unit is written while it is in the cache.
+ * `good` receives, for each of the n rows, whether its scales or values are finite.
+ */
+static void pack_block_panel(cw_weight *w, const cw_format *f, uint8_t *panel, int n, const uint8_t *src,
+                             size_t row_bytes, bool *good)
 {
     cw_layout l = cw_layout_of(f->block, f->n_sub, f->min, f->bits);
-    uint8_t *u = panel_of(w, row);
     cw_block b = {0};
-    bool good = true;
-    for (int64_t i = 0; i < w->k / f->block; i++, u += l.unit_bytes, src += w->info->block_bytes) {
-        f->split(src, &b);
-        good = good && f16_finite(b.d) && f16_finite(b.dmin);
-        unit_put(u, f, &l, (int)(row % CW_PANEL_ROWS), &b);
+    for (int64_t i = 0; i < w->k / f->block; i++, panel += l.unit_bytes, src += w->info->block_bytes) {
+        for (int r = 0; r < n; r++) {
+            f->split(src + (size_t)r * row_bytes, &b);
+            good[r] = good[r] && f16_finite(b.d) && f16_finite(b.dmin);
+            unit_put(panel, f, &l, r, &b);
+        }
     }
-    return good;
 }
 
-static bool pack_floats(cw_weight *w, int64_t row, const uint8_t *src)
+static void pack_float_panel(cw_weight *w, uint8_t *panel, int n, const uint8_t *src, size_t row_bytes, bool *good)
 {
-    uint8_t *p = panel_of(w, row);
-    int64_t r = row % CW_PANEL_ROWS;
-    bool good = true;
     if (w->info->type == CW_TYPE_F32) {
-        for (int64_t i = 0; i < w->k; i++) {
-            uint32_t v = cw_load_u32(src + 4 * i);
-            good = good && (v & 0x7f800000) != 0x7f800000;
-            put_word(p + 4 * (CW_PANEL_ROWS * i + r), v);
+        for (int64_t i = 0; i < w->k; i++, panel += 4 * CW_PANEL_ROWS, src += 4) {
+            for (int r = 0; r < n; r++) {
+                uint32_t v = cw_load_u32(src + (size_t)r * row_bytes);
+                good[r] = good[r] && (v & 0x7f800000) != 0x7f800000;
+                put_word(panel + 4 * r, v);
+            }
         }
-        return good;
+        return;
     }
     uint16_t exponent = w->info->type == CW_TYPE_F16 ? 0x7c00 : 0x7f80;
-    for (int64_t i = 0; i < w->k; i++) {
-        uint16_t v = cw_load_u16(src + 2 * i);
-        good = good && (v & exponent) != exponent;
-        put_half(p + 2 * (CW_PANEL_ROWS * i + r), v);
+    for (int64_t i = 0; i < w->k; i++, panel += 2 * CW_PANEL_ROWS, src += 2) {
+        for (int r = 0; r < n; r++) {
+            uint16_t v = cw_load_u16(src + (size_t)r * row_bytes);
+            good[r] = good[r] && (v & exponent) != exponent;
+            put_half(panel + 2 * r, v);
+        }
     }
-    return good;
 }
 
 cw_status cw_weight_pack(cw_weight *w, int64_t row0, int64_t n_rows, const void *gguf_rows, cw_err *err)
@@ -168,14 +172,22 @@ cw_status cw_weight_pack(cw_weight *w, int64_t row0, int64_t n_rows, const void 
     CW_ASSERT(n_rows % CW_PANEL_ROWS == 0 || row0 + n_rows == w->n);
     const cw_format *f = cw_format_get(w->info->type);
     size_t row_bytes = (size_t)(w->k / w->info->block) * (size_t)w->info->block_bytes;
-    int64_t end = row0 + n_rows;
-    /* Rows that fill the last panel are all zero bits: scale +0, which gives +0 whatever the codes. */
-    if (end == w->n && end % CW_PANEL_ROWS != 0) memset(panel_of(w, end), 0, w->panel_bytes);
-    for (int64_t row = row0; row < end; row++) {
-        const uint8_t *src = (const uint8_t *)gguf_rows + (size_t)(row - row0) * row_bytes;
-        if (!(f ? pack_blocks(w, f, row, src) : pack_floats(w, row, src)))
-            return CW_FAIL(err, CW_STATUS_FORMAT, "row %lld holds a %s that is not a finite number", (long long)row,
-                           f ? "scale" : "value");
+    const uint8_t *src = gguf_rows;
+    for (int64_t row = row0; row < row0 + n_rows; row += CW_PANEL_ROWS, src += CW_PANEL_ROWS * row_bytes) {
+        int64_t left = row0 + n_rows - row;
+        int n = left < CW_PANEL_ROWS ? (int)left : CW_PANEL_ROWS;
+        bool good[CW_PANEL_ROWS];
+        for (int r = 0; r < n; r++) good[r] = true;
+        /* Rows that fill the last panel are all zero bits: scale +0, which gives +0 whatever the codes. */
+        if (n < CW_PANEL_ROWS) memset(panel_of(w, row), 0, w->panel_bytes);
+        if (f)
+            pack_block_panel(w, f, panel_of(w, row), n, src, row_bytes, good);
+        else
+            pack_float_panel(w, panel_of(w, row), n, src, row_bytes, good);
+        for (int r = 0; r < n; r++)
+            if (!good[r])
+                return CW_FAIL(err, CW_STATUS_FORMAT, "row %lld holds a %s that is not a finite number",
+                               (long long)(row + r), f ? "scale" : "value");
     }
     return CW_OK;
 }
