@@ -85,7 +85,7 @@ static float OPS(sum)(const float *x, int64_t n)
 static bool OPS(all_finite)(const float *x, int64_t n)
 {
     bool good = true;
-    FOR_VECTORS(i, n, c, { good = good & v16_finite(load(x + i, c)); });
+    FOR_VECTORS(i, n, c, { good = v16_finite(load(x + i, c)) && good; });
     return good;
 }
 
@@ -96,8 +96,8 @@ static bool OPS(a8_quantise)(cw_a8 *a, int32_t row, const float *x)
     bool good = true;
     for (int64_t b = 0; b < a->k / 32; b++, x += 32, q += 32, at++) {
         v16 lo = v16_load(x), hi = v16_load(x + 16);
-        bool finite = v16_finite(lo) & v16_finite(hi);
-        good = good & finite;
+        bool finite = v16_finite(lo) && v16_finite(hi);
+        good = good && finite;
         float amax = v16_fold_max(v16_max(v16_abs(lo), v16_abs(hi)));
         bool zero = !finite || amax < 0x1p-100f;
         float s = zero ? 0.0f : amax / 127.0f;
@@ -285,7 +285,7 @@ static bool OPS(row_to_f16)(uint16_t *row, int8_t *e, const float *y, int64_t n)
     bool good = true;
     FOR_VECTORS(i, n, c, {
         v16 v = load(y + i, c);
-        good = good & v16_finite(v);
+        good = v16_finite(v) && good;
         m = v16_max(m, v16_abs(v));
     });
     float amax = v16_fold_max(m);
