@@ -5,13 +5,17 @@
 
 #include <string.h>
 
-static size_t align64(size_t n) { return (n + 63) & ~(size_t)63; }
+static size_t align64(size_t n)
+{
+    return (n + 63) & ~(size_t)63;
+}
 
 bool cw_a8_bytes(int64_t m, int64_t k, size_t *bytes)
 {
     size_t q, total;
     if (m < 0 || m > INT32_MAX || k <= 0 || k % 32 != 0 || k > INT64_C(1) << 40) return false;
-    /* 1 byte of q and 4 * 4 / 32 bytes of the other arrays for each value, and room to align the five arrays. */
+    /* 1 byte of q and 4 * 4 / 32 bytes of the other arrays for each value, and room to align the five arrays.
+     */
     if (!cw_mul_size((size_t)m, (size_t)k, &q) || !cw_add_size(q, q / 2 + 5 * 64, &total)) return false;
     *bytes = total;
     return true;

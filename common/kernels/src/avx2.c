@@ -1,8 +1,9 @@
 /*
  * AVX2 with FMA and F16C: half a panel at a time. Compiled with those flags only; dispatch.c checks the CPU.
- * vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits and saturates: codes of up to 6 bits are
- * safe as they are (2 * 63 * 127), 8-bit codes would not be when offset by 128 (2 * 255 * 127), so they are taken as
- * int8 and multiplied as |w| with x carrying w's sign (2 * 128 * 127 fits, x is never -128).
+ * vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits and saturates: codes of up to 6
+ * bits are safe as they are (2 * 63 * 127), 8-bit codes would not be when offset by 128 (2 * 255 * 127), so
+ * they are taken as int8 and multiplied as |w| with x carrying w's sign (2 * 128 * 127 fits, x is never
+ * -128).
  */
 #include "internal.h"
 #include "ref.h"
@@ -13,6 +14,7 @@
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
+/* clang-format off: a verb a line */
 /* 16 f32 lanes in two registers: a holds lanes 0..7. */
 typedef struct {
     __m256 a, b;
@@ -20,9 +22,18 @@ typedef struct {
 #define OPS(name) avx2_##name
 enum { QK_H = 2, QK_K = 2, PV_H = 2, PV_R = 2 };
 
-static inline v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-static inline v16 v16_set1(float x) { return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-static inline v16 v16_load(const float *p) { return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline v16 v16_zero(void)
+{
+    return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+static inline v16 v16_set1(float x)
+{
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+static inline v16 v16_load(const float *p)
+{
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 static inline v16 v16_load_n(const float *p, int n)
 {
     float t[16] = {0};
@@ -64,7 +75,10 @@ static inline void v16_to_f16_n(uint16_t *p, v16 v, int n)
 }
 
 #define EACH(name, op)                                                                                       \
-    static inline v16 name(v16 x, v16 y) { return (v16){op(x.a, y.a), op(x.b, y.b)}; }
+    static inline v16 name(v16 x, v16 y)                                                                     \
+    {                                                                                                        \
+        return (v16){op(x.a, y.a), op(x.b, y.b)};                                                            \
+    }
 EACH(v16_add, _mm256_add_ps)
 EACH(v16_sub, _mm256_sub_ps)
 EACH(v16_mul, _mm256_mul_ps)
@@ -93,8 +107,14 @@ static inline v16 v16_abs(v16 x)
 #define ADD128 _mm_add_ps
 #define MAX256 _mm256_max_ps
 #define MAX128 _mm_max_ps
-static inline float v16_fold_add(v16 v) { FOLD(ADD, v); }
-static inline float v16_fold_max(v16 v) { FOLD(MAX, v); }
+static inline float v16_fold_add(v16 v)
+{
+    FOLD(ADD, v);
+}
+static inline float v16_fold_max(v16 v)
+{
+    FOLD(MAX, v);
+}
 
 static inline void pow2_half(__m256 t, __m256 *s1, __m256 *s2)
 {
@@ -147,8 +167,10 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
     *sum = *sum_lo + sum_of_i32(_mm256_add_epi32(c, d));
 }
 
+/* clang-format on */
 #include "simd_ops.inc.h"
 
+/* clang-format off */
 /* The matrix products: 8 lanes, 4 rows. */
 #define MATMUL(name) avx2_matmul_##name
 enum { LANES = 8, ROWS_MAX = 4, PREFETCH_BYTES = 2048 };
@@ -221,6 +243,7 @@ static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const
     return acc;
 }
 
+/* clang-format on */
 #include "simd_matmul.inc.h"
 
 const cw_kernels cw_kernels_avx2 = {

@@ -1,7 +1,7 @@
 /*
- * AVX-512 with VNNI (F, BW, VL, DQ, VNNI): one register holds all 16 rows of a panel. Compiled with those flags only;
- * dispatch.c checks the CPU. 8-bit codes stay offset by 128, as vpdpbusd wants its first operand unsigned; the offset
- * is taken off exactly, in the integer accumulator's start value.
+ * AVX-512 with VNNI (F, BW, VL, DQ, VNNI): one register holds all 16 rows of a panel. Compiled with those
+ * flags only; dispatch.c checks the CPU. 8-bit codes stay offset by 128, as vpdpbusd wants its first operand
+ * unsigned; the offset is taken off exactly, in the integer accumulator's start value.
  */
 #include "internal.h"
 #include "ref.h"
@@ -11,19 +11,44 @@
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
+/* clang-format off: a verb a line */
 /* 16 f32 lanes. */
 typedef __m512 v16;
 #define OPS(name) avx512_##name
 enum { QK_H = 4, QK_K = 4, PV_H = 4, PV_R = 4 };
 
-static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
-static inline v16 v16_zero(void) { return _mm512_setzero_ps(); }
-static inline v16 v16_set1(float x) { return _mm512_set1_ps(x); }
-static inline v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline v16 v16_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
-static inline void v16_store(float *p, v16 v) { _mm512_storeu_ps(p, v); }
-static inline void v16_store_n(float *p, v16 v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
-static inline v16 v16_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline __mmask16 first(int n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+static inline v16 v16_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+static inline v16 v16_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline v16 v16_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline v16 v16_load_n(const float *p, int n)
+{
+    return _mm512_maskz_loadu_ps(first(n), p);
+}
+static inline void v16_store(float *p, v16 v)
+{
+    _mm512_storeu_ps(p, v);
+}
+static inline void v16_store_n(float *p, v16 v, int n)
+{
+    _mm512_mask_storeu_ps(p, first(n), v);
+}
+static inline v16 v16_from_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 static inline v16 v16_from_f16_n(const uint16_t *p, int n)
 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
@@ -36,14 +61,38 @@ static inline void v16_to_f16_n(uint16_t *p, v16 v, int n)
 {
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-static inline v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-static inline v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-static inline v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-static inline v16 v16_abs(v16 a) { return _mm512_abs_ps(a); }
-static inline v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
-static inline v16 v16_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
-static inline v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
+static inline v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline v16 v16_div(v16 a, v16 b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline v16 v16_abs(v16 a)
+{
+    return _mm512_abs_ps(a);
+}
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline v16 v16_fnma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+static inline v16 v16_max(v16 a, v16 b)
+{
+    return _mm512_max_ps(a, b);
+}
 
 #define FOLD(op, v)                                                                                          \
     __m256 h8 = op##256(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));                            \
@@ -54,8 +103,14 @@ static inline v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
 #define ADD128 _mm_add_ps
 #define MAX256 _mm256_max_ps
 #define MAX128 _mm_max_ps
-static inline float v16_fold_add(v16 v) { FOLD(ADD, v); }
-static inline float v16_fold_max(v16 v) { FOLD(MAX, v); }
+static inline float v16_fold_add(v16 v)
+{
+    FOLD(ADD, v);
+}
+static inline float v16_fold_max(v16 v)
+{
+    FOLD(MAX, v);
+}
 
 static inline void v16_pow2_of_magic(v16 t, v16 *s1, v16 *s2)
 {
@@ -69,7 +124,8 @@ static inline v16 v16_exp_limits(v16 x, v16 y)
 {
     __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CW_EXP_MIN), _CMP_LT_OQ);
     __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_set1_ps(CW_EXP_MAX), _CMP_GT_OQ);
-    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(y, below, _mm512_setzero_ps()), above, _mm512_set1_ps(INFINITY));
+    return _mm512_mask_mov_ps(_mm512_mask_mov_ps(y, below, _mm512_setzero_ps()), above,
+                              _mm512_set1_ps(INFINITY));
 }
 
 static inline bool v16_finite(v16 v)
@@ -86,8 +142,10 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
     *sum = *sum_lo + _mm512_reduce_add_epi32(b);
 }
 
+/* clang-format on */
 #include "simd_ops.inc.h"
 
+/* clang-format off */
 /* The matrix products: 16 lanes, 8 rows. */
 #define MATMUL(name) avx512_matmul_##name
 enum { LANES = 16, ROWS_MAX = 8, PREFETCH_BYTES = 2048 };
@@ -138,6 +196,7 @@ static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const
     return acc;
 }
 
+/* clang-format on */
 #include "simd_matmul.inc.h"
 
 const cw_kernels cw_kernels_avx512 = {

@@ -1,6 +1,6 @@
 /*
- * Which kernels this machine can run. The answer comes from cpuid and, for the wide registers, from XGETBV: the
- * operating system must save them. Asked once per call, no state.
+ * Which kernels this machine can run. The answer comes from cpuid and, for the wide registers, from XGETBV:
+ * the operating system must save them. Asked once per call, no state.
  */
 #include "internal.h"
 
@@ -16,7 +16,10 @@ static uint64_t xgetbv0(void)
     return (uint64_t)hi << 32 | lo;
 }
 
-static bool bit(uint32_t reg, int i) { return reg >> i & 1; }
+static bool bit(uint32_t reg, int i)
+{
+    return reg >> i & 1;
+}
 
 static bool x86_has(cw_isa isa)
 {

@@ -1,6 +1,6 @@
 /*
- * The fingerprint: built-in rows through every type and operation, hashed. Two machines whose fingerprints differ
- * would not give the same rows, whatever the reason: a compiler, a flag, flush-to-zero, bad memory.
+ * The fingerprint: built-in rows through every type and operation, hashed. Two machines whose fingerprints
+ * differ would not give the same rows, whatever the reason: a compiler, a flag, flush-to-zero, bad memory.
  */
 #include "internal.h"
 #include "cw/bytes.h"
@@ -57,7 +57,8 @@ static void make_row(const cw_type_info *t, uint8_t *dst, uint64_t *rng)
         cw_block b;
         b.d = (uint16_t)(next(rng) % 0x3000); /* finite; subnormals among them */
         b.dmin = (uint16_t)(next(rng) % 0x3000);
-        for (int i = 0; i < 16; i++) b.sc[i] = (uint8_t)(next(rng) >> 24), b.m[i] = (uint8_t)(next(rng) >> 24);
+        for (int i = 0; i < 16; i++)
+            b.sc[i] = (uint8_t)(next(rng) >> 24), b.m[i] = (uint8_t)(next(rng) >> 24);
         for (int i = 0; i < 256; i++) b.code[i] = (uint8_t)((next(rng) >> 24) & ((1 << f->bits) - 1));
         if (!f->signed_sc)
             for (int i = 0; i < 16; i++) b.sc[i] &= 63, b.m[i] &= 63;

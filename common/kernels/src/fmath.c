@@ -1,6 +1,6 @@
 /*
- * Elementary functions of our own. Single-precision exp is the scalar form of what the vector kernels do, step by
- * step; the double-precision ones make rope tables and use + - * / and bit operations only.
+ * Elementary functions of our own. Single-precision exp is the scalar form of what the vector kernels do,
+ * step by step; the double-precision ones make rope tables and use + - * / and bit operations only.
  */
 #include "internal.h"
 #include "cw/bytes.h"
@@ -21,7 +21,8 @@ float cw_expf(float x)
     p = fmaf(p, r, CW_EXP_C1);
     p = fmaf(p, r, CW_EXP_C0);
     p = fmaf(p, r * r, r) + 1.0f;
-    /* 2^n in two factors, so that n = 128 is reached; unsigned, because NaN and overflow leave any bits here. */
+    /* 2^n in two factors, so that n = 128 is reached; unsigned, because NaN and overflow leave any bits here.
+     */
     int32_t n1 = ni >> 1;
     uint32_t s1 = ((uint32_t)n1 + 127u) << 23, s2 = ((uint32_t)ni - (uint32_t)n1 + 127u) << 23;
     float y = p * cw_f32_from_bits(s1) * cw_f32_from_bits(s2);
@@ -35,8 +36,18 @@ float cw_sigmoidf(float x)
     return 1.0f / (1.0f + cw_expf(-x));
 }
 
-static double f64_from_bits(uint64_t u) { double d; memcpy(&d, &u, 8); return d; }
-static uint64_t f64_bits(double d) { uint64_t u; memcpy(&u, &d, 8); return u; }
+static double f64_from_bits(uint64_t u)
+{
+    double d;
+    memcpy(&d, &u, 8);
+    return d;
+}
+static uint64_t f64_bits(double d)
+{
+    uint64_t u;
+    memcpy(&u, &d, 8);
+    return u;
+}
 
 #define ROUND_MAGIC64 0x1.8p52
 
@@ -48,9 +59,20 @@ double cw_exp(double x)
     double n = (x * 0x1.71547652b82fep+0 + ROUND_MAGIC64) - ROUND_MAGIC64;
     double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;
     /* Taylor to r^13 / 13!: below 2^-57 for |r| <= ln 2 / 2. */
-    static const double inv_factorial[] = {
-        1.0,          1.0,           1.0 / 2.0,       1.0 / 6.0,        1.0 / 24.0,        1.0 / 120.0,        1.0 / 720.0,
-        1.0 / 5040.0, 1.0 / 40320.0, 1.0 / 362880.0,  1.0 / 3628800.0,  1.0 / 39916800.0,  1.0 / 479001600.0,  1.0 / 6227020800.0};
+    static const double inv_factorial[] = {1.0,
+                                           1.0,
+                                           1.0 / 2.0,
+                                           1.0 / 6.0,
+                                           1.0 / 24.0,
+                                           1.0 / 120.0,
+                                           1.0 / 720.0,
+                                           1.0 / 5040.0,
+                                           1.0 / 40320.0,
+                                           1.0 / 362880.0,
+                                           1.0 / 3628800.0,
+                                           1.0 / 39916800.0,
+                                           1.0 / 479001600.0,
+                                           1.0 / 6227020800.0};
     double p = inv_factorial[13];
     for (int i = 12; i >= 2; i--) p = p * r + inv_factorial[i];
     p = 1.0 + (r + r * r * p);
@@ -67,8 +89,8 @@ double cw_log(double x)
         m = m * 0.5;
         e++;
     }
-    /* log m = 2 atanh(s) = 2 s + s (2/3 s^2 + 2/5 s^4 + ...), |s| <= 0.1716: the term of s^23 is below 2^-58. With
-     * f = m - 1 exact, 2 s = f - s f: the large part carries no rounding of the division. */
+    /* log m = 2 atanh(s) = 2 s + s (2/3 s^2 + 2/5 s^4 + ...), |s| <= 0.1716: the term of s^23 is below 2^-58.
+     * With f = m - 1 exact, 2 s = f - s f: the large part carries no rounding of the division. */
     double f = m - 1.0, s = f / (m + 1.0), z = s * s, p = 0.0;
     for (int i = 23; i >= 3; i -= 2) p = (p + 2.0 / (double)i) * z;
     double tail = s * p - s * f;
@@ -88,7 +110,8 @@ void cw_sincos(double x, double *sin_x, double *cos_x)
     }
     /* pi/2 in parts of 26 bits: their products with n (27 bits) are exact. */
     double n = (x * 0x1.45f306dc9c883p-1 + ROUND_MAGIC64) - ROUND_MAGIC64;
-    double r = (((x - n * 0x1.921fb5p+0) - n * 0x1.110b46p-26) - n * 0x1.1a6262p-54) - n * 0x1.3145c06e0e689p-78;
+    double r =
+        (((x - n * 0x1.921fb5p+0) - n * 0x1.110b46p-26) - n * 0x1.1a6262p-54) - n * 0x1.3145c06e0e689p-78;
     double z = r * r, s = 0.0, c = 0.0;
     /* Taylor series for |r| <= pi/4, to r^19 and r^18. */
     for (int i = 19; i >= 3; i -= 2) s = (1.0 - s) * z / (double)((i - 1) * i);

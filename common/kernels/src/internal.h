@@ -1,6 +1,6 @@
 /*
- * What the files of this room share: the panel layout, the constants of exp, and the tables of each instruction set.
- * docs/NUMERICS.md has the drawings and the reasons.
+ * What the files of this room share: the panel layout, the constants of exp, and the tables of each
+ * instruction set. docs/NUMERICS.md has the drawings and the reasons.
  */
 #pragma once
 #include "cw/block.h"
@@ -13,13 +13,12 @@ extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, c
 
 /*
  * A unit is one block of k (32 or 256 values) of the 16 rows of a panel:
- *   d [16] f16 | minimum scale [16] f16, where there is one | sub-block scales [n_sub][16] u8 | minima [n_sub][16] u8
- *   | for each 32 values: planes of 64 bytes, byte 4 * row + j of a plane belongs to values 4 * g + j
- * Planes of 32 values, by bits of a code:
- *   8: plane g (0..7) holds the code.    4: plane g (0..3) holds group g low and group 4 + g high.
- *   5: as 4, then one plane: bit g is the fifth bit of group g.
- *   6: as 4, then two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t.
- * f32, f16, bf16: unit = one k, 16 values.
+ *   d [16] f16 | minimum scale [16] f16, where there is one | sub-block scales [n_sub][16] u8 | minima
+ * [n_sub][16] u8 | for each 32 values: planes of 64 bytes, byte 4 * row + j of a plane belongs to values 4 *
+ * g + j Planes of 32 values, by bits of a code: 8: plane g (0..7) holds the code.    4: plane g (0..3) holds
+ * group g low and group 4 + g high. 5: as 4, then one plane: bit g is the fifth bit of group g. 6: as 4, then
+ * two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t. f32, f16, bf16: unit = one k,
+ * 16 values.
  */
 typedef struct {
     int dmin, sc, m, q; /* offsets in the unit; meaningless where the type has none */
@@ -39,12 +38,16 @@ static inline cw_layout cw_layout_of(int block, int n_sub, cw_min min, int bits)
 }
 
 /* Row of x that row i of y reads. */
-static inline int32_t cw_mm_source(const cw_mm *mm, int32_t i) { return mm->rows ? mm->rows[i] : i; }
+static inline int32_t cw_mm_source(const cw_mm *mm, int32_t i)
+{
+    return mm->rows ? mm->rows[i] : i;
+}
 
 /* Takes block `unit` of row `row` out of its panel. */
 void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t unit, cw_block *b);
 
-/* exp(x), x = n ln 2 + r: 1 + r + r^2 (C0 + r (C1 + ...)), fitted at Chebyshev nodes over |r| <= 0.347: 1.03e-8. */
+/* exp(x), x = n ln 2 + r: 1 + r + r^2 (C0 + r (C1 + ...)), fitted at Chebyshev nodes over |r| <=
+ * 0.347: 1.03e-8. */
 #define CW_EXP_LOG2E  0x1.715476p+0f
 #define CW_EXP_LN2_HI 0x1.62e4p-1f /* 15 bits */
 #define CW_EXP_LN2_LO 0x1.7f7d1cp-20f

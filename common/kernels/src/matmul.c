@@ -1,6 +1,6 @@
 /*
- * Who computes which part of a product. A task is a run of panels times a run of rows; the split changes with the
- * number of threads and can, because no sum crosses a panel or a row. Nothing here allocates.
+ * Who computes which part of a product. A task is a run of panels times a run of rows; the split changes with
+ * the number of threads and can, because no sum crosses a panel or a row. Nothing here allocates.
  */
 #include "internal.h"
 
@@ -27,7 +27,8 @@ static split split_of(const cw_mm *mm, int n_mm, int threads)
     int64_t want = threads > 1 ? ((int64_t)threads * TASKS_PER_THREAD + n_mm - 1) / n_mm : 1;
     int64_t per_task = (s.panels + want - 1) / want;
     /* A weight read for many rows is worth more than its bytes. */
-    int64_t least = MIN_TASK_BYTES / ((int64_t)mm->w->panel_bytes * (mm->m < ROWS_PER_TASK ? mm->m : ROWS_PER_TASK) + 1);
+    int64_t least =
+        MIN_TASK_BYTES / ((int64_t)mm->w->panel_bytes * (mm->m < ROWS_PER_TASK ? mm->m : ROWS_PER_TASK) + 1);
     if (per_task < least) per_task = least;
     if (s.row_tasks > 1 && per_task > CACHED_BYTES / (int64_t)mm->w->panel_bytes)
         per_task = CACHED_BYTES / (int64_t)mm->w->panel_bytes;
@@ -65,7 +66,8 @@ void cw_matmul_many(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm, int n_
     many_job job = {.kn = kn, .mm = mm, .n_mm = n_mm, .threads = cw_pool_threads(pool)};
     int tasks = 0;
     for (int i = 0; i < n_mm; i++) {
-        CW_ASSERT(mm[i].m >= 0 && (mm[i].w->info->quantised ? mm[i].a8 && mm[i].a8->k == mm[i].w->k : mm[i].f32 != NULL));
+        CW_ASSERT(mm[i].m >= 0 &&
+                  (mm[i].w->info->quantised ? mm[i].a8 && mm[i].a8->k == mm[i].w->k : mm[i].f32 != NULL));
         tasks += split_of(&mm[i], n_mm, job.threads).tasks;
     }
     cw_pool_run(pool, many_task, &job, tasks);
@@ -95,7 +97,8 @@ static void a8_task(void *ctx, int task, int thread)
         if (!job->kn->a8_quantise(job->a, row, job->x + row * job->ldx)) atomic_store(&job->bad, true);
 }
 
-bool cw_a8_quantise_rows(cw_pool *pool, const cw_kernels *kn, cw_a8 *a, const float *x, int64_t ldx, int32_t m)
+bool cw_a8_quantise_rows(cw_pool *pool, const cw_kernels *kn, cw_a8 *a, const float *x, int64_t ldx,
+                         int32_t m)
 {
     CW_ASSERT(m >= 0 && m <= a->m);
     a8_job job = {.kn = kn, .a = a, .x = x, .ldx = ldx, .m = m};

@@ -1,4 +1,5 @@
-/* The scalar matrix product, which the scalar table uses and vector tables fall back to for types they lack. */
+/* The scalar matrix product, which the scalar table uses and vector tables fall back to for types they lack.
+ */
 #pragma once
 #include "internal.h"
 

@@ -1,13 +1,14 @@
 /*
- * The scalar reference of the matrix products. It reads the same panels as the vector kernels, one output row at a
- * time, taking each block apart with the code that packed it; y itself is the accumulator.
+ * The scalar reference of the matrix products. It reads the same panels as the vector kernels, one output row
+ * at a time, taking each block apart with the code that packed it; y itself is the accumulator.
  */
 #include "ref.h"
 #include "cw/bytes.h"
 
 #include <string.h>
 
-/* What 32 values of one output row come to: signed codes with the sub-scales of 16 already in, and two f32 factors. */
+/* What 32 values of one output row come to: signed codes with the sub-scales of 16 already in, and two f32
+ * factors. */
 typedef struct {
     int32_t v[32];
     float w_scale, w_min; /* acc += w_scale * x_scale * isum - w_min * x_scale * xsum */

@@ -1,6 +1,6 @@
 /*
- * The scalar reference of everything but the matrix products: plain loops, in the order docs/NUMERICS.md prescribes.
- * This file is the definition; the vector files must match it bit for bit.
+ * The scalar reference of everything but the matrix products: plain loops, in the order docs/NUMERICS.md
+ * prescribes. This file is the definition; the vector files must match it bit for bit.
  */
 #include "ref.h"
 #include "cw/bytes.h"
@@ -105,15 +105,16 @@ static float cache_at(uint32_t kv_type, const void *rows, int64_t ld, int j, int
     return kv_type == CW_TYPE_F32 ? ((const float *)rows)[at] : cw_f16_to_f32(((const uint16_t *)rows)[at]);
 }
 
-static void ref_qk(float *s, int64_t lds, const float *q, int64_t ldq, int n_q, uint32_t kv_type, const void *keys,
-                   int64_t ldk, int n_keys, int dim, float scale)
+static void ref_qk(float *s, int64_t lds, const float *q, int64_t ldq, int n_q, uint32_t kv_type,
+                   const void *keys, int64_t ldk, int n_keys, int dim, float scale)
 {
     for (int h = 0; h < n_q; h++) {
         for (int j = 0; j < n_keys; j++) {
             float lane[16] = {0};
             for (int i = 0; i < (dim + 15) / 16 * 16; i++)
-                lane[i % 16] = i < dim ? fmaf(q[h * ldq + i], cache_at(kv_type, keys, ldk, j, i), lane[i % 16])
-                                       : fmaf(0.0f, 0.0f, lane[i % 16]);
+                lane[i % 16] = i < dim
+                                   ? fmaf(q[h * ldq + i], cache_at(kv_type, keys, ldk, j, i), lane[i % 16])
+                                   : fmaf(0.0f, 0.0f, lane[i % 16]);
             s[h * lds + j] = scale * fold(lane);
         }
     }
@@ -135,8 +136,8 @@ static float ref_softmax_tile(float *s, int n, float *max)
     return ref_sum(s, n);
 }
 
-static void ref_pv(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, uint32_t kv_type, const void *v,
-                   int64_t ldv, int n_keys, int dim)
+static void ref_pv(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, uint32_t kv_type,
+                   const void *v, int64_t ldv, int n_keys, int dim)
 {
     for (int h = 0; h < n_q; h++)
         for (int j = 0; j < n_keys; j++)
@@ -149,7 +150,8 @@ static bool ref_row_to_f16(uint16_t *row, int8_t *e, const float *y, int64_t n)
     float amax = 0;
     for (int64_t i = 0; i < n; i++) amax = fabsf(y[i]) > amax ? fabsf(y[i]) : amax;
     if (!ref_all_finite(y, n) || amax >= CW_ROW_LIMIT) return false;
-    /* 2^-e may lie outside f32: two factors. Where the first product rounds, the value is far below f16's range. */
+    /* 2^-e may lie outside f32: two factors. Where the first product rounds, the value is far below f16's
+     * range. */
     int x = cw_row_exponent(amax), t = -x;
     float s1 = cw_pow2f(t >> 1), s2 = cw_pow2f(t - (t >> 1));
     for (int64_t i = 0; i < n; i++) row[i] = cw_f32_to_f16(y[i] * s1 * s2);

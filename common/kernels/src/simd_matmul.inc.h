@@ -1,20 +1,18 @@
 /*
- * The matrix products, once for all vector instruction sets: lanes run across output rows, so every lane does what the
- * scalar reference does for its row, in the same order. The including file defines, for a vector of LANES 32-bit lanes
- * (16, 8 or 4; a panel is worked through 16 / LANES times):
+ * The matrix products, once for all vector instruction sets: lanes run across output rows, so every lane does
+ * what the scalar reference does for its row, in the same order. The including file defines, for a vector of
+ * LANES 32-bit lanes (16, 8 or 4; a panel is worked through 16 / LANES times):
  *
  *   vf, vi                                     vectors of f32 and of bytes or int32
  *   vf_zero vf_set1 vf_load vf_store vf_mul vf_fma vf_fnma(a,b,c) = -(a*b)+c vf_from_i32
  *   vf_f16(p) vf_bf16(p)                       LANES halves to f32
  *   vf_u8(p), vi_i8(p)                         LANES bytes to f32, signed bytes to int32
  *   vi_load vi_and vi_or vi_set1_8 vi_add32 vi_mul32 vi_shl(v, n) vi_shr(v, n)
- *                                              shifts act on 16-bit lanes; bits that cross bytes are masked off
- *   vi_lut(table, v)                           table[v] bytewise
- *   SIGNED_CODES(bits, lut)                    whether 8-bit codes are wanted as int8 (true) or as they are stored,
- *                                              offset by 128
- *   vi_dot(w, x, g0, g1, bits, sgn, init)      init + sum over groups g0..g1-1 of w[g] (4 codes a lane) with x[4g..]
- *   ROWS_MAX                                   rows of y whose accumulators fit the registers: 8 or 4
- *   MATMUL(name)                               names the functions
+ *                                              shifts act on 16-bit lanes; bits that cross bytes are masked
+ * off vi_lut(table, v)                           table[v] bytewise SIGNED_CODES(bits, lut) whether 8-bit
+ * codes are wanted as int8 (true) or as they are stored, offset by 128 vi_dot(w, x, g0, g1, bits, sgn, init)
+ * init + sum over groups g0..g1-1 of w[g] (4 codes a lane) with x[4g..] ROWS_MAX rows of y whose accumulators
+ * fit the registers: 8 or 4 MATMUL(name)                               names the functions
  */
 
 typedef struct {
@@ -123,8 +121,8 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const uint8_t 
 
 typedef enum { KIND_F32, KIND_F16, KIND_BF16 } f_kind;
 
-static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const uint8_t *panel, int lane0, int32_t i0,
-                                 const int nr, int64_t col, int n_cols)
+static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const uint8_t *panel, int lane0,
+                                 int32_t i0, const int nr, int64_t col, int n_cols)
 {
     const int size = kind == KIND_F32 ? 4 : 2;
     const float *x[ROWS_MAX];
@@ -180,7 +178,8 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const uint8
     }
 #define F_TILE(nr) f_tile(spec, mm, panel, lane0, i, nr, col, n_cols)
 
-static const int8_t iq4_nl_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t iq4_nl_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
 
 /* The rows of the tensor room's format table, as constants the compiler can unfold. */
 Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL)
@@ -202,10 +201,10 @@ static void MATMUL(any)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t
         uint32_t type;
         void (*fn)(const cw_mm *, int64_t, int64_t, int32_t, int32_t);
     } table[] = {
-        {CW_TYPE_Q8_0, MATMUL(q8_0)}, {CW_TYPE_Q4_0, MATMUL(q4_0)},     {CW_TYPE_Q4_1, MATMUL(q4_1)},
-        {CW_TYPE_Q5_0, MATMUL(q5_0)}, {CW_TYPE_Q5_1, MATMUL(q5_1)},     {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
-        {CW_TYPE_Q4_K, MATMUL(q4_k)}, {CW_TYPE_Q5_K, MATMUL(q5_k)},     {CW_TYPE_Q6_K, MATMUL(q6_k)},
-        {CW_TYPE_F32, MATMUL(f32)},   {CW_TYPE_F16, MATMUL(f16)},       {CW_TYPE_BF16, MATMUL(bf16)},
+        {CW_TYPE_Q8_0, MATMUL(q8_0)}, {CW_TYPE_Q4_0, MATMUL(q4_0)}, {CW_TYPE_Q4_1, MATMUL(q4_1)},
+        {CW_TYPE_Q5_0, MATMUL(q5_0)}, {CW_TYPE_Q5_1, MATMUL(q5_1)}, {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
+        {CW_TYPE_Q4_K, MATMUL(q4_k)}, {CW_TYPE_Q5_K, MATMUL(q5_k)}, {CW_TYPE_Q6_K, MATMUL(q6_k)},
+        {CW_TYPE_F32, MATMUL(f32)},   {CW_TYPE_F16, MATMUL(f16)},   {CW_TYPE_BF16, MATMUL(bf16)},
     };
     for (size_t i = 0; i < CW_ARRAY_LEN(table); i++) {
         if (table[i].type != mm->w->info->type) continue;

@@ -1,6 +1,6 @@
 /*
- * Everything but the matrix products, once for all vector instruction sets. The including file defines v16 (16 f32
- * lanes, in as many registers as it takes) and its operations, and OPS(name) to name the functions:
+ * Everything but the matrix products, once for all vector instruction sets. The including file defines v16
+ * (16 f32 lanes, in as many registers as it takes) and its operations, and OPS(name) to name the functions:
  *
  *   v16_zero v16_set1 v16_load v16_store              the obvious
  *   v16_load_n v16_store_n                            the first n (0..16) lanes; loads fill with +0
@@ -35,9 +35,13 @@ static inline v16 v16_exp(v16 x)
     return v16_exp_limits(x, v16_mul(v16_mul(p, s1), s2));
 }
 
-static int left_of(int64_t n, int64_t i) { return n - i < 16 ? (int)(n - i) : 16; }
+static int left_of(int64_t n, int64_t i)
+{
+    return n - i < 16 ? (int)(n - i) : 16;
+}
 
-/* for (full vectors) BODY with a constant count, then once for the tail: the compiler drops the masks of the former. */
+/* for (full vectors) BODY with a constant count, then once for the tail: the compiler drops the masks of the
+ * former. */
 #define FOR_VECTORS(i, n, count, BODY)                                                                       \
     do {                                                                                                     \
         int64_t i = 0;                                                                                       \
@@ -51,7 +55,10 @@ static int left_of(int64_t n, int64_t i) { return n - i < 16 ? (int)(n - i) : 16
         }                                                                                                    \
     } while (0)
 
-static inline v16 load(const float *p, int n) { return n == 16 ? v16_load(p) : v16_load_n(p, n); }
+static inline v16 load(const float *p, int n)
+{
+    return n == 16 ? v16_load(p) : v16_load_n(p, n);
+}
 static inline void store(float *p, v16 v, int n)
 {
     if (n == 16)
@@ -59,7 +66,10 @@ static inline void store(float *p, v16 v, int n)
     else
         v16_store_n(p, v, n);
 }
-static inline v16 load_f16(const uint16_t *p, int n) { return n == 16 ? v16_from_f16(p) : v16_from_f16_n(p, n); }
+static inline v16 load_f16(const uint16_t *p, int n)
+{
+    return n == 16 ? v16_from_f16(p) : v16_from_f16_n(p, n);
+}
 static inline void store_f16(uint16_t *p, v16 v, int n)
 {
     if (n == 16)
@@ -161,7 +171,8 @@ static inline v16 load_cache(const void *rows, bool f16, int64_t at, int c)
 }
 
 static ALWAYS_INLINE void qk_tile(float *s, int64_t lds, const float *q, int64_t ldq, const int nh, bool f16,
-                                  const void *keys, int64_t ldk, int64_t j0, const int nk, int dim, float scale)
+                                  const void *keys, int64_t ldk, int64_t j0, const int nk, int dim,
+                                  float scale)
 {
     v16 acc[QK_H][QK_K];
 #pragma GCC unroll 8
@@ -170,7 +181,8 @@ static ALWAYS_INLINE void qk_tile(float *s, int64_t lds, const float *q, int64_t
         for (int j = 0; j < nk; j++) acc[h][j] = v16_zero();
     FOR_VECTORS(i, dim, c, {
         v16 k[QK_K];
-        _Pragma("GCC unroll 8") for (int j = 0; j < nk; j++) k[j] = load_cache(keys, f16, (j0 + j) * ldk + i, c);
+        _Pragma("GCC unroll 8") for (int j = 0; j < nk; j++) k[j] =
+            load_cache(keys, f16, (j0 + j) * ldk + i, c);
         _Pragma("GCC unroll 8") for (int h = 0; h < nh; h++)
         {
             v16 v = load(q + h * ldq + i, c);
@@ -189,18 +201,20 @@ static ALWAYS_INLINE void qk_of(float *s, int64_t lds, const float *q, int64_t l
         int j = 0;
         for (; j + QK_K <= n_keys; j += QK_K)
             qk_tile(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, QK_K, dim, scale);
-        for (; j < n_keys; j++) qk_tile(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, 1, dim, scale);
+        for (; j < n_keys; j++)
+            qk_tile(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, 1, dim, scale);
     }
     for (; h < n_q; h++) {
         int j = 0;
         for (; j + QK_K <= n_keys; j += QK_K)
             qk_tile(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, QK_K, dim, scale);
-        for (; j < n_keys; j++) qk_tile(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, 1, dim, scale);
+        for (; j < n_keys; j++)
+            qk_tile(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, 1, dim, scale);
     }
 }
 
-static void OPS(qk)(float *s, int64_t lds, const float *q, int64_t ldq, int n_q, uint32_t kv_type, const void *keys,
-                    int64_t ldk, int n_keys, int dim, float scale)
+static void OPS(qk)(float *s, int64_t lds, const float *q, int64_t ldq, int n_q, uint32_t kv_type,
+                    const void *keys, int64_t ldk, int n_keys, int dim, float scale)
 {
     if (kv_type == CW_TYPE_F16)
         qk_of(s, lds, q, ldq, n_q, true, keys, ldk, n_keys, dim, scale);
@@ -227,7 +241,8 @@ static float OPS(softmax_tile)(float *s, int n, float *max)
 
 /* nr vectors of nh rows of o over all keys. */
 static ALWAYS_INLINE void pv_tile(float *o, int64_t ldo, const float *p, int64_t ldp, const int nh, bool f16,
-                                  const void *v, int64_t ldv, int n_keys, int64_t r0, const int nr, const int c)
+                                  const void *v, int64_t ldv, int n_keys, int64_t r0, const int nr,
+                                  const int c)
 {
     v16 acc[PV_H][PV_R];
 #pragma GCC unroll 8
@@ -251,17 +266,18 @@ static ALWAYS_INLINE void pv_tile(float *o, int64_t ldo, const float *p, int64_t
         for (int r = 0; r < nr; r++) store(o + h * ldo + r0 + 16 * r, acc[h][r], c);
 }
 
-static ALWAYS_INLINE void pv_rows(float *o, int64_t ldo, const float *p, int64_t ldp, const int nh, const bool f16,
-                                  const void *v, int64_t ldv, int n_keys, int dim)
+static ALWAYS_INLINE void pv_rows(float *o, int64_t ldo, const float *p, int64_t ldp, const int nh,
+                                  const bool f16, const void *v, int64_t ldv, int n_keys, int dim)
 {
     int r = 0;
-    for (; r + 16 * PV_R <= dim; r += 16 * PV_R) pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, PV_R, 16);
+    for (; r + 16 * PV_R <= dim; r += 16 * PV_R)
+        pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, PV_R, 16);
     for (; r + 16 <= dim; r += 16) pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, 1, 16);
     if (r < dim) pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, 1, dim - r);
 }
 
-static void OPS(pv)(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, uint32_t kv_type, const void *v,
-                    int64_t ldv, int n_keys, int dim)
+static void OPS(pv)(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, uint32_t kv_type,
+                    const void *v, int64_t ldv, int n_keys, int dim)
 {
     int h = 0;
     bool f16 = kv_type == CW_TYPE_F16;

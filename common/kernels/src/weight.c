@@ -1,4 +1,5 @@
-/* Packed weights: sizes, packing of file rows into panels, and the way back. The layout is drawn in internal.h. */
+/* Packed weights: sizes, packing of file rows into panels, and the way back. The layout is drawn in
+ * internal.h. */
 #include "internal.h"
 #include "cw/bytes.h"
 #include "cw/mem.h"
@@ -24,15 +25,16 @@ cw_status cw_weight_bytes(uint32_t type, int64_t n, int64_t k, size_t *bytes, cw
         return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "tensor type %u (%s) is not supported", (unsigned)type,
                        cw_type_name(type));
     if (n < 1 || n > MAX_N || k < 1 || k > MAX_K || k % t->block != 0)
-        return CW_FAIL(err, CW_STATUS_INVALID, "a %s matrix of %lld rows by %lld is not possible (rows are multiples of %d)",
-                       t->name, (long long)n, (long long)k, (int)t->block);
+        return CW_FAIL(err, CW_STATUS_INVALID,
+                       "a %s matrix of %lld rows by %lld is not possible (rows are multiples of %d)", t->name,
+                       (long long)n, (long long)k, (int)t->block);
     int block;
     size_t unit, total;
     unit_of(t, &block, &unit);
     if (!cw_mul_size(unit, (size_t)(k / block), &unit) ||
         !cw_mul_size(unit, (size_t)((n + CW_PANEL_ROWS - 1) / CW_PANEL_ROWS), &total))
-        return CW_FAIL(err, CW_STATUS_INVALID, "a %s matrix of %lld by %lld is too large", t->name, (long long)n,
-                       (long long)k);
+        return CW_FAIL(err, CW_STATUS_INVALID, "a %s matrix of %lld by %lld is too large", t->name,
+                       (long long)n, (long long)k);
     *bytes = total;
     return CW_OK;
 }
@@ -47,10 +49,26 @@ cw_status cw_weight_init(cw_weight *w, uint32_t type, int64_t n, int64_t k, void
     return CW_OK;
 }
 
-static uint32_t word(const void *p) { uint32_t u; memcpy(&u, p, 4); return u; }
-static void put_word(void *p, uint32_t u) { memcpy(p, &u, 4); }
-static uint16_t half(const void *p) { uint16_t u; memcpy(&u, p, 2); return u; }
-static void put_half(void *p, uint16_t u) { memcpy(p, &u, 2); }
+static uint32_t word(const void *p)
+{
+    uint32_t u;
+    memcpy(&u, p, 4);
+    return u;
+}
+static void put_word(void *p, uint32_t u)
+{
+    memcpy(p, &u, 4);
+}
+static uint16_t half(const void *p)
+{
+    uint16_t u;
+    memcpy(&u, p, 2);
+    return u;
+}
+static void put_half(void *p, uint16_t u)
+{
+    memcpy(p, &u, 2);
+}
 
 /* 32 codes of lane r into the planes at q; four codes at a time, each in its own byte. */
 static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
@@ -61,7 +79,8 @@ static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
         return;
     }
     for (int g = 0; g < 4; g++)
-        put_word(at + 64 * g, (word(code + 4 * g) & 0x0f0f0f0f) | (word(code + 16 + 4 * g) & 0x0f0f0f0f) << 4);
+        put_word(at + 64 * g, (word(code + 4 * g) & 0x0f0f0f0f) | (word(code + 16 + 4 * g) & 0x0f0f0f0f)
+                                                                      << 4);
     if (bits == 5) {
         uint32_t h = 0;
         for (int g = 0; g < 8; g++) h |= (word(code + 4 * g) >> 4 & 0x01010101) << g;
@@ -99,7 +118,8 @@ static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, 
         u[l->sc + 16 * s + r] = b->sc[s];
         if (f->min == CW_MIN_SUB) u[l->m + 16 * s + r] = b->m[s];
     }
-    for (int s = 0; s < f->block / 32; s++) planes_put(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
+    for (int s = 0; s < f->block / 32; s++)
+        planes_put(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
 }
 
 static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
@@ -110,7 +130,8 @@ static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, i
         b->sc[s] = u[l->sc + 16 * s + r];
         if (f->min == CW_MIN_SUB) b->m[s] = u[l->m + 16 * s + r];
     }
-    for (int s = 0; s < f->block / 32; s++) planes_get(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
+    for (int s = 0; s < f->block / 32; s++)
+        planes_get(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
 }
 
 static uint8_t *panel_of(const cw_weight *w, int64_t row)
@@ -124,11 +145,14 @@ void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t u
     unit_get(panel_of(w, row) + unit * l.unit_bytes, f, &l, (int)(row % CW_PANEL_ROWS), b);
 }
 
-static bool f16_finite(uint16_t h) { return (h & 0x7c00) != 0x7c00; }
+static bool f16_finite(uint16_t h)
+{
+    return (h & 0x7c00) != 0x7c00;
+}
 
 /*
- * Packing goes through a panel unit by unit with the rows inside, so that a unit is written while it is in the cache.
- * `good` receives, for each of the n rows, whether its scales or values are finite.
+ * Packing goes through a panel unit by unit with the rows inside, so that a unit is written while it is in
+ * the cache. `good` receives, for each of the n rows, whether its scales or values are finite.
  */
 static void pack_block_panel(cw_weight *w, const cw_format *f, uint8_t *panel, int n, const uint8_t *src,
                              size_t row_bytes, bool *good)
@@ -144,7 +168,8 @@ static void pack_block_panel(cw_weight *w, const cw_format *f, uint8_t *panel, i
     }
 }
 
-static void pack_float_panel(cw_weight *w, uint8_t *panel, int n, const uint8_t *src, size_t row_bytes, bool *good)
+static void pack_float_panel(cw_weight *w, uint8_t *panel, int n, const uint8_t *src, size_t row_bytes,
+                             bool *good)
 {
     if (w->info->type == CW_TYPE_F32) {
         for (int64_t i = 0; i < w->k; i++, panel += 4 * CW_PANEL_ROWS, src += 4) {

@@ -1,13 +1,15 @@
 /*
  * The compute pool.
  *
- * One atomic word, the ticket, holds the number of the run (high half) and the next task (low half); a thread takes a
- * task by compare-and-swap, so a thread that wakes late cannot take a task of a run it has not looked at. The order
- * that makes it safe: before a run's fields change, the ticket is closed (next = CLOSED); the fields are written with
- * release and read with acquire; so a thread that saw new fields also sees that its old ticket is void, and its swap
- * fails. The caller returns when every task is done, without waiting for threads that came too late to get one.
+ * One atomic word, the ticket, holds the number of the run (high half) and the next task (low half); a thread
+ * takes a task by compare-and-swap, so a thread that wakes late cannot take a task of a run it has not looked
+ * at. The order that makes it safe: before a run's fields change, the ticket is closed (next = CLOSED); the
+ * fields are written with release and read with acquire; so a thread that saw new fields also sees that its
+ * old ticket is void, and its swap fails. The caller returns when every task is done, without waiting for
+ * threads that came too late to get one.
  *
- * Threads look for work for at most SPIN_US when the pool has no more threads than there are CPUs, then sleep.
+ * Threads look for work for at most SPIN_US when the pool has no more threads than there are CPUs, then
+ * sleep.
  */
 #include "cw/pool.h"
 #include "cw/mem.h"
@@ -38,10 +40,13 @@ struct cw_pool {
         cw_pool *pool;
         int index;
         pthread_t thread;
-    } *members; /* [n_threads], 0 unused */
+    } * members; /* [n_threads], 0 unused */
 };
 
-static uint32_t run_of(uint64_t ticket) { return (uint32_t)(ticket >> 32); }
+static uint32_t run_of(uint64_t ticket)
+{
+    return (uint32_t)(ticket >> 32);
+}
 
 static void cpu_relax(void)
 {

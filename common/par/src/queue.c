@@ -1,7 +1,7 @@
 /*
- * The bounded queue: a ring under a mutex that is held for a few instructions. The eventfd's counter is 1 exactly
- * while the ring holds something or the queue is closed; it changes only at those transitions and under the mutex, so
- * poll() never misses and never wakes for nothing.
+ * The bounded queue: a ring under a mutex that is held for a few instructions. The eventfd's counter is 1
+ * exactly while the ring holds something or the queue is closed; it changes only at those transitions and
+ * under the mutex, so poll() never misses and never wakes for nothing.
  */
 #include "cw/queue.h"
 #include "cw/mem.h"

@@ -1,6 +1,6 @@
 /*
- * The file's block layouts, split into codes and scales and joined again, byte for byte. Facts from the GGUF format's
- * block descriptions; bytes are read one by one, so any alignment and any byte order will do.
+ * The file's block layouts, split into codes and scales and joined again, byte for byte. Facts from the GGUF
+ * format's block descriptions; bytes are read one by one, so any alignment and any byte order will do.
  */
 #include "cw/block.h"
 #include "cw/bytes.h"
@@ -106,8 +106,9 @@ static void q5_1_join(const cw_block *b, uint8_t *p)
     nibbles_join(b->code, p + 8);
 }
 
-/* Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes 0..7; the
- * others have their low nibbles in bytes 8..11 and their two high bits in the tops of bytes 0..7. */
+/* Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in the low six bits of bytes
+ * 0..7; the others have their low nibbles in bytes 8..11 and their two high bits in the tops of bytes 0..7.
+ */
 static void scales_split(const uint8_t *q, cw_block *b)
 {
     for (int j = 0; j < 4; j++) {
@@ -185,8 +186,9 @@ static void q5_k_join(const cw_block *b, uint8_t *p)
     k_nibbles_join(b->code, p + 48);
 }
 
-/* Q6_K: 128 bytes of nibbles, 64 of upper bit pairs, 16 int8 scales, d. In each half of 128 values, nibble byte l
- * (of 64) holds code l low and 64 + l high; pair byte l (of 32) holds the pairs of codes l, 32+l, 64+l, 96+l. */
+/* Q6_K: 128 bytes of nibbles, 64 of upper bit pairs, 16 int8 scales, d. In each half of 128 values, nibble
+ * byte l (of 64) holds code l low and 64 + l high; pair byte l (of 32) holds the pairs of codes l, 32+l,
+ * 64+l, 96+l. */
 static void q6_k_split(const uint8_t *p, cw_block *b)
 {
     for (int i = 0; i < 256; i++) {
@@ -211,7 +213,8 @@ static void q6_k_join(const cw_block *b, uint8_t *p)
     cw_store_u16(p + 208, b->d);
 }
 
-static const int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                         1,    13,   25,  38,  53,  69,  89,  113};
 
 static const cw_format formats[] = {
     /* type, block, sub-scales, signed, minimum, bits, offset, lut */

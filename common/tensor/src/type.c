@@ -1,8 +1,8 @@
 /*
  * The type table, and dequantisation of file rows.
  *
- * Dequantised values: every product below is exact in f32 (11-bit scale, at most 8-bit sub-scale and code), so a value
- * is rounded once, where a minimum is added.
+ * Dequantised values: every product below is exact in f32 (11-bit scale, at most 8-bit sub-scale and code),
+ * so a value is rounded once, where a minimum is added.
  */
 #include "cw/block.h"
 #include "cw/bytes.h"

@@ -1,4 +1,5 @@
-/* What the kernel tests share: a seeded generator, rows of every type with chosen extremes, memory, comparison. */
+/* What the kernel tests share: a seeded generator, rows of every type with chosen extremes, memory,
+ * comparison. */
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -26,7 +27,10 @@ static inline uint32_t kit_next(uint64_t *s)
     return (uint32_t)(*s >> 32);
 }
 /* [-1, 1) */
-static inline float kit_unit(uint64_t *s) { return (float)((int32_t)kit_next(s) >> 8) * 0x1p-23f; }
+static inline float kit_unit(uint64_t *s)
+{
+    return (float)((int32_t)kit_next(s) >> 8) * 0x1p-23f;
+}
 
 static inline void *kit_mem(size_t bytes)
 {
@@ -37,10 +41,10 @@ static inline void *kit_mem(size_t bytes)
 
 typedef enum {
     KIT_RANDOM,
-    KIT_MIN_CODES,  /* every code the smallest (w = -128), scales at their maximum */
-    KIT_MAX_CODES,  /* every code the largest, scales at their maximum */
-    KIT_SUBNORMAL,  /* d and dmin subnormal */
-    KIT_SPARSE,     /* every second block zero */
+    KIT_MIN_CODES, /* every code the smallest (w = -128), scales at their maximum */
+    KIT_MAX_CODES, /* every code the largest, scales at their maximum */
+    KIT_SUBNORMAL, /* d and dmin subnormal */
+    KIT_SPARSE,    /* every second block zero */
     KIT_FILLS
 } kit_fill;
 
@@ -141,7 +145,10 @@ static inline cw_a8 kit_a8(int32_t m, int64_t k)
     cw_a8_init(&a, m, k, kit_mem(bytes));
     return a;
 }
-static inline void kit_a8_free(cw_a8 *a) { cw_free(a->q); }
+static inline void kit_a8_free(cw_a8 *a)
+{
+    cw_free(a->q);
+}
 
 /* Equal bits; any NaN equals any NaN. */
 static inline bool kit_same(const float *a, const float *b, int64_t n)

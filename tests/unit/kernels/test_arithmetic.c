@@ -13,7 +13,8 @@ float contract_scalar_avx512(float a, float b, float c);
 void contract_loop_avx512(float *restrict y, const float *restrict a, const float *restrict b, int n);
 #endif
 
-/* (1 + 2^-12)^2 = 1 + 2^-11 + 2^-24: the product rounds to 1 + 2^-11, a fused operation keeps the last bit. */
+/* (1 + 2^-12)^2 = 1 + 2^-11 + 2^-24: the product rounds to 1 + 2^-11, a fused operation keeps the last bit.
+ */
 static const float A = 1.0f + 0x1p-12f, C = -(1.0f + 0x1p-11f);
 
 static void check_probe(float (*scalar)(float, float, float),

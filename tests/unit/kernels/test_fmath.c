@@ -51,7 +51,10 @@ static void double_exp_and_log_are_within_two_ulps(void **state)
     uint64_t rng = 31;
     double worst_exp = 0, worst_log = 0;
     for (int i = 0; i < 200000; i++) {
-        double x = (double)kit_unit(&rng) * (i % 3 == 0 ? 700.0 : i % 3 == 1 ? 10.0 : 0.5) + (double)kit_unit(&rng) * 1e-9;
+        double x = (double)kit_unit(&rng) * (i % 3 == 0   ? 700.0
+                                             : i % 3 == 1 ? 10.0
+                                                          : 0.5) +
+                   (double)kit_unit(&rng) * 1e-9;
         if (fabs(x) > 700.0) continue;
         double e = ulps64(cw_exp(x), expl((long double)x));
         worst_exp = e > worst_exp ? e : worst_exp;
@@ -62,7 +65,8 @@ static void double_exp_and_log_are_within_two_ulps(void **state)
     assert_true(worst_exp <= 2.0);
     assert_true(worst_log <= 2.0);
     assert_true(cw_exp(0.0) == 1.0 && cw_log(1.0) == 0.0);
-    assert_true(isnan(cw_log(0.0)) && isnan(cw_log(-1.0)) && isnan(cw_log((double)INFINITY)) && isnan(cw_log((double)NAN)));
+    assert_true(isnan(cw_log(0.0)) && isnan(cw_log(-1.0)) && isnan(cw_log((double)INFINITY)) &&
+                isnan(cw_log((double)NAN)));
     assert_true(cw_exp(701.0) == (double)INFINITY && cw_exp(-701.0) == 0.0 && isnan(cw_exp((double)NAN)));
 }
 
@@ -83,7 +87,10 @@ static void double_sincos_is_within_its_bound(void **state)
     (void)state;
     uint64_t rng = 32;
     for (int i = 0; i < 200000; i++) {
-        double x = (double)kit_unit(&rng) * (i % 4 == 0 ? 0x1p27 : i % 4 == 1 ? 163840.0 : i % 4 == 2 ? 100.0 : 1.0);
+        double x = (double)kit_unit(&rng) * (i % 4 == 0   ? 0x1p27
+                                             : i % 4 == 1 ? 163840.0
+                                             : i % 4 == 2 ? 100.0
+                                                          : 1.0);
         if (i % 5 == 0) x = (double)(kit_next(&rng) % 163840);
         double s, c;
         cw_sincos(x, &s, &c);

@@ -1,13 +1,15 @@
 /*
- * The products of every instruction set against the scalar reference, bit for bit, over every type, the shapes of real
- * models and adversarial blocks; and their independence of the number of rows, of the threads and of where rows lie.
+ * The products of every instruction set against the scalar reference, bit for bit, over every type, the
+ * shapes of real models and adversarial blocks; and their independence of the number of rows, of the threads
+ * and of where rows lie.
  */
 #include "kit.h"
 
 static const int32_t all_m[] = {1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 37, 64, 512};
 
 /* The scalar result for all rows at once, then each number of rows on each instruction set. */
-static void compare(const cw_type_info *t, kit_fill fill, int64_t n, int64_t k, int32_t m_max, float large, uint64_t *rng)
+static void compare(const cw_type_info *t, kit_fill fill, int64_t n, int64_t k, int32_t m_max, float large,
+                    uint64_t *rng)
 {
     cw_weight w = kit_weight(t, fill, n, k, rng, NULL);
     float *x = kit_mem((size_t)m_max * (size_t)k * 4), *want = kit_mem((size_t)(m_max * n) * 4);
@@ -24,8 +26,8 @@ static void compare(const cw_type_info *t, kit_fill fill, int64_t n, int64_t k, 
             mm.m = all_m[i];
             cw_matmul(NULL, kit_vector(v), &mm);
             if (!kit_same(got, want, all_m[i] * n))
-                fail_msg("%s %s fill %d: n=%d k=%d m=%d differ", kit_vector(v)->name, t->name, fill, (int)n, (int)k,
-                         (int)all_m[i]);
+                fail_msg("%s %s fill %d: n=%d k=%d m=%d differ", kit_vector(v)->name, t->name, fill, (int)n,
+                         (int)k, (int)all_m[i]);
             /* Nothing beyond the last row is written. */
             if (all_m[i] < m_max) assert_int_equal(cw_f32_bits(got[all_m[i] * n]), 0x7f7f7f7f);
         }
@@ -116,7 +118,8 @@ static void extreme_codes_meet_extreme_activations(void **state)
             for (int r = 0; r < M; r++) {
                 int8_t q[K];
                 float s[K / 32];
-                for (int j = 0; j < K; j++) q[j] = (int8_t)(r == 0 || (r == 2 && j % 2) || (r > 2 && j % r) ? 127 : -127);
+                for (int j = 0; j < K; j++)
+                    q[j] = (int8_t)(r == 0 || (r == 2 && j % 2) || (r > 2 && j % r) ? 127 : -127);
                 for (int j = 0; j < K / 32; j++) s[j] = 0.01f;
                 assert_true(cw_a8_set_row(&a, r, q, s));
             }
@@ -134,7 +137,8 @@ static void extreme_codes_meet_extreme_activations(void **state)
     }
 }
 
-/* Threads, several products under one barrier, gathered rows, column views: the same bits, and no allocation. */
+/* Threads, several products under one barrier, gathered rows, column views: the same bits, and no allocation.
+ */
 static void scheduling_does_not_change_bits(void **state)
 {
     (void)state;
@@ -142,8 +146,10 @@ static void scheduling_does_not_change_bits(void **state)
     const cw_kernels *kn = cw_kernels_best();
     static const int threads[] = {1, 2, 3, 5};
     uint64_t rng = 25;
-    const cw_type_info *types[] = {cw_type_get(CW_TYPE_Q8_0), cw_type_get(CW_TYPE_Q4_K), cw_type_get(CW_TYPE_F32)};
-    float *x = kit_mem(M * K * 4), *base = kit_mem(M * N * 4), *y = kit_mem(M * N * 4), *z = kit_mem(PICK * N * 4);
+    const cw_type_info *types[] = {cw_type_get(CW_TYPE_Q8_0), cw_type_get(CW_TYPE_Q4_K),
+                                   cw_type_get(CW_TYPE_F32)};
+    float *x = kit_mem(M * K * 4), *base = kit_mem(M * N * 4), *y = kit_mem(M * N * 4),
+          *z = kit_mem(PICK * N * 4);
     kit_x(x, M, K, 10, &rng);
     cw_a8 a = kit_a8(M, K);
     int32_t pick[PICK];

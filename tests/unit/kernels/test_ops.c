@@ -1,9 +1,10 @@
-/* The operations beside the products: what they mean (against double precision), their edges, and every instruction
- * set against the scalar reference bit for bit over lengths that leave every kind of tail. */
+/* The operations beside the products: what they mean (against double precision), their edges, and every
+ * instruction set against the scalar reference bit for bit over lengths that leave every kind of tail. */
 #include "kit.h"
 
 enum { MAX = 7168 };
-static const int lengths[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 127, 512, 576, 1408, 2048, 7168};
+static const int lengths[] = {1,  2,  7,   8,   9,   15,  16,   17,   31,  32,
+                              33, 64, 100, 127, 512, 576, 1408, 2048, 7168};
 
 static void fill(float *x, int64_t n, float scale, uint64_t *rng)
 {
@@ -19,7 +20,8 @@ static void a8_follows_its_definition(void **state)
     cw_a8 a = kit_a8(1, 32);
     float x[32] = {0}, back[32];
     /* amax 127: scale 1, ties go to even. */
-    x[0] = -127.0f, x[1] = 0.5f, x[2] = 1.5f, x[3] = 2.5f, x[4] = -0.5f, x[5] = -1.5f, x[6] = 126.4f, x[31] = 3.0f;
+    x[0] = -127.0f, x[1] = 0.5f, x[2] = 1.5f, x[3] = 2.5f, x[4] = -0.5f, x[5] = -1.5f, x[6] = 126.4f,
+    x[31] = 3.0f;
     assert_true(kn->a8_quantise(&a, 0, x));
     static const int want[] = {-127, 0, 2, 2, 0, -2, 126};
     for (int i = 0; i < 7; i++) assert_int_equal(a.q[i], want[i]);
@@ -159,7 +161,8 @@ static void sums_follow_sixteen_lanes(void **state)
         double dot = 0, size = 0;
         fill(a, n, 3, &rng);
         fill(b, n, 3, &rng);
-        for (int i = 0; i < n; i++) dot += (double)a[i] * (double)b[i], size += fabs((double)a[i] * (double)b[i]);
+        for (int i = 0; i < n; i++)
+            dot += (double)a[i] * (double)b[i], size += fabs((double)a[i] * (double)b[i]);
         assert_true(fabs((double)kn->dot(a, b, n) - dot) <= ((double)n / 16 + 5) * 0x1p-24 * size);
     }
 }
@@ -192,7 +195,8 @@ static void simple_operations_are_the_same_everywhere(void **state)
     (void)state;
     uint64_t rng = 44;
     static const float scales[] = {1.0f, 90.0f, 1e-38f, 1e30f, 1e-42f, 200.0f};
-    float *x = kit_mem(MAX * 4), *u = kit_mem(MAX * 4), *want = kit_mem(MAX * 4), *got = kit_mem((MAX + 1) * 4);
+    float *x = kit_mem(MAX * 4), *u = kit_mem(MAX * 4), *want = kit_mem(MAX * 4),
+          *got = kit_mem((MAX + 1) * 4);
     uint16_t *hw = kit_mem(MAX * 2), *hg = kit_mem(MAX * 2);
     const cw_kernels *ref = cw_kernels_get(CW_ISA_SCALAR);
     for (size_t l = 0; l < CW_ARRAY_LEN(lengths); l++) {
@@ -200,7 +204,9 @@ static void simple_operations_are_the_same_everywhere(void **state)
             int n = lengths[l];
             fill(x, n, scales[s], &rng);
             fill(u, n, 5, &rng);
-            if (n > 8) x[0] = -0.0f, x[1] = 0.0f, x[2] = -100.0f, x[3] = 88.9f, x[4] = -87.33655f, x[5] = 88.7228f, x[6] = -87.3366f;
+            if (n > 8)
+                x[0] = -0.0f, x[1] = 0.0f, x[2] = -100.0f, x[3] = 88.9f, x[4] = -87.33655f, x[5] = 88.7228f,
+                x[6] = -87.3366f;
             for (int v = 0; kit_vector(v); v++) {
                 const cw_kernels *kn = kit_vector(v);
                 float d1 = ref->dot(x, u, n), d2 = kn->dot(x, u, n), s1 = ref->sum(x, n), s2 = kn->sum(x, n);
@@ -232,7 +238,8 @@ static void f16_conversion_is_exact_for_every_half(void **state)
     (void)state;
     static uint16_t h[65536], back[65536];
     static float f[65536];
-    for (int i = 0; i < 65536; i++) h[i] = (uint16_t)((i & 0x7c00) == 0x7c00 && (i & 0x3ff) ? 0 : i); /* no NaN */
+    for (int i = 0; i < 65536; i++)
+        h[i] = (uint16_t)((i & 0x7c00) == 0x7c00 && (i & 0x3ff) ? 0 : i); /* no NaN */
     for (int isa = 0; isa < CW_ISA_COUNT; isa++) {
         const cw_kernels *kn = cw_kernels_get((cw_isa)isa);
         if (!kn) continue;
@@ -373,7 +380,8 @@ static void rows_round_to_f16_with_one_exponent(void **state)
     float y[3], back[3];
     uint16_t row[3];
     int8_t e;
-    static const float tops[] = {1.0f, 1.9999999f, 0x1p14f, 0x1.fffp14f, 3e38f, 1e-30f, 0x1p-114f, 65504.0f, -7.0f};
+    static const float tops[] = {1.0f,   1.9999999f, 0x1p14f,  0x1.fffp14f, 3e38f,
+                                 1e-30f, 0x1p-114f,  65504.0f, -7.0f};
     for (size_t i = 0; i < CW_ARRAY_LEN(tops); i++) {
         y[0] = tops[i], y[1] = tops[i] * 0.3f, y[2] = -tops[i] * 0x1p-20f;
         assert_true(kn->row_to_f16(row, &e, y, 3));
@@ -409,7 +417,8 @@ static void rows_round_to_f16_with_one_exponent(void **state)
     for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) {
         y[0] = 1, y[1] = bad[i], y[2] = 2;
         for (int isa = 0; isa < CW_ISA_COUNT; isa++)
-            if (cw_kernels_get((cw_isa)isa)) assert_false(cw_kernels_get((cw_isa)isa)->row_to_f16(row, &e, y, 3));
+            if (cw_kernels_get((cw_isa)isa))
+                assert_false(cw_kernels_get((cw_isa)isa)->row_to_f16(row, &e, y, 3));
     }
     y[1] = 0x1.ffdffep127f;
     assert_true(kn->row_to_f16(row, &e, y, 3));

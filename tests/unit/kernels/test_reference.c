@@ -1,6 +1,6 @@
 /*
- * The scalar products against double precision: the reference may differ only by its own roundings. The error bound
- * per output is (number of f32 roundings) * 2^-24 * sum |w x|, from the definition of the arithmetic.
+ * The scalar products against double precision: the reference may differ only by its own roundings. The error
+ * bound per output is (number of f32 roundings) * 2^-24 * sum |w x|, from the definition of the arithmetic.
  */
 #include "kit.h"
 
@@ -32,8 +32,11 @@ static void check(const cw_type_info *t, kit_fill fill, int64_t k, uint64_t *rng
             }
             /* Minima come as a separate term, which may be larger than the weights themselves. */
             if (f && f->min != CW_MIN_NONE) size *= 16;
-            double error = fabs((double)y[i * N + n] - sum), budget = roundings * 0x1p-24 * size + (double)k * 0x1p-149;
-            if (!(error <= budget)) fail_msg("%s k=%d row %d column %d: error %g, budget %g", t->name, (int)k, i, n, error, budget);
+            double error = fabs((double)y[i * N + n] - sum),
+                   budget = roundings * 0x1p-24 * size + (double)k * 0x1p-149;
+            if (!(error <= budget))
+                fail_msg("%s k=%d row %d column %d: error %g, budget %g", t->name, (int)k, i, n, error,
+                         budget);
         }
     }
     kit_a8_free(&a);
@@ -66,7 +69,7 @@ static void a_product_done_by_hand(void **state)
     memset(row + 4, 0x31, 16);      /* codes 1 and 3 */
     cw_store_u16(row + 20, 0x2e66); /* d = 0.09997559 */
     cw_store_u16(row + 22, 0x3c00);
-    memset(row + 24, 0xf0, 16);     /* codes 0 and 15 */
+    memset(row + 24, 0xf0, 16); /* codes 0 and 15 */
     float x[64], y;
     for (int i = 0; i < 64; i++) x[i] = (float)(i % 7) * 0.3f - 0.5f;
     size_t bytes;
@@ -81,7 +84,8 @@ static void a_product_done_by_hand(void **state)
     for (int b = 0; b < 2; b++) {
         int isum = 0, xsum = 0;
         for (int i = 0; i < 32; i++) isum += codes[b][i / 16] * a.q[32 * b + i], xsum += a.q[32 * b + i];
-        float s = a.s[b], d = cw_f16_to_f32(cw_load_u16(row + 20 * b)), m = cw_f16_to_f32(cw_load_u16(row + 20 * b + 2));
+        float s = a.s[b], d = cw_f16_to_f32(cw_load_u16(row + 20 * b)),
+              m = cw_f16_to_f32(cw_load_u16(row + 20 * b + 2));
         float p = d * s, xs = s * (float)xsum;
         acc = fmaf(p, (float)isum, acc);
         acc = fmaf(m, xs, acc);

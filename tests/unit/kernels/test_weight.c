@@ -40,7 +40,8 @@ static void slices_give_the_same_panels_as_one_piece(void **state)
         static const int order[][2] = {{64, 19}, {0, 16}, {32, 32}, {16, 16}};
         for (int s = 0; s < 4; s++)
             assert_int_equal(
-                cw_weight_pack(&v, order[s][0], order[s][1], rows + (size_t)order[s][0] * row_bytes, NULL), CW_OK);
+                cw_weight_pack(&v, order[s][0], order[s][1], rows + (size_t)order[s][0] * row_bytes, NULL),
+                CW_OK);
         assert_memory_equal(w.data, v.data, w.bytes);
         cw_free(rows);
         cw_free(w.data);

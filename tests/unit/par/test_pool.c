@@ -1,4 +1,5 @@
-/* The pool: every task once, thread numbers exclusive, the arithmetic of every thread, nothing lost over many runs. */
+/* The pool: every task once, thread numbers exclusive, the arithmetic of every thread, nothing lost over many
+ * runs. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -25,7 +26,8 @@ typedef struct {
 static void count_task(void *ctx, int task, int thread)
 {
     job *j = ctx;
-    if (thread < 0 || thread >= j->n_threads || atomic_fetch_add(&j->busy[thread], 1) != 0) atomic_store(&j->wrong, 1);
+    if (thread < 0 || thread >= j->n_threads || atomic_fetch_add(&j->busy[thread], 1) != 0)
+        atomic_store(&j->wrong, 1);
     uint64_t v = (uint64_t)task;
     for (int i = 0; i < 1000; i++) v = v * 6364136223846793005u + 1;
     j->out[task] = v;
@@ -69,7 +71,8 @@ static void small_task(void *ctx, int task, int thread)
     atomic_fetch_add(&s->sum, s->base + (uint32_t)task);
 }
 
-/* Runs of different contexts and sizes in quick succession: a thread that wakes late must not touch the wrong run. */
+/* Runs of different contexts and sizes in quick succession: a thread that wakes late must not touch the wrong
+ * run. */
 static void runs_in_quick_succession_do_not_mix(void **state)
 {
     (void)state;
@@ -95,7 +98,8 @@ static void fp_task(void *ctx, int task, int thread)
 {
     (void)task;
     fp_job *j = ctx;
-    volatile float tiny = 0x1p-126f, half = 0.5f, sub = 0x1p-140f, up = 0x1p100f, one = 1.0f, eps = 0x1.8p-24f;
+    volatile float tiny = 0x1p-126f, half = 0.5f, sub = 0x1p-140f, up = 0x1p100f, one = 1.0f,
+                   eps = 0x1.8p-24f;
     volatile float a = tiny * half, b = sub * up, c = one + eps;
     if (a != 0x1p-127f || b != 0x1p-40f || c != 1.0f + 0x1p-23f || !cw_fp_ok()) atomic_fetch_add(&j->bad, 1);
     /* Hold every thread until all have come, so that each is looked at. */

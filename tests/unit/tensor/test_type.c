@@ -1,6 +1,6 @@
 /*
- * The type table against blocks written by hand from the formats' descriptions: each test sets single fields and says
- * which value they must give, independently of the code that takes blocks apart.
+ * The type table against blocks written by hand from the formats' descriptions: each test sets single fields
+ * and says which value they must give, independently of the code that takes blocks apart.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -121,12 +121,12 @@ static void iq4_nl_known_values(void **state)
 /* Scales and minima of sub-blocks 1 and 6 set by bit position, the others zero. */
 static void put_k_scales(uint8_t *s)
 {
-    s[1] = 63 | 2 << 6;      /* scale 1 = 63; upper bits of scale 5 = 2 */
-    s[5] = 9;                /* minimum 1 = 9 */
-    s[2] |= 3 << 6;          /* upper bits of scale 6 */
-    s[6] |= 1 << 6;          /* upper bits of minimum 6 */
-    s[10] = 5 | 12 << 4;     /* lower bits of scale 6 and minimum 6 */
-    s[9] = 1;                /* lower bits of scale 5 */
+    s[1] = 63 | 2 << 6;  /* scale 1 = 63; upper bits of scale 5 = 2 */
+    s[5] = 9;            /* minimum 1 = 9 */
+    s[2] |= 3 << 6;      /* upper bits of scale 6 */
+    s[6] |= 1 << 6;      /* upper bits of minimum 6 */
+    s[10] = 5 | 12 << 4; /* lower bits of scale 6 and minimum 6 */
+    s[9] = 1;            /* lower bits of scale 5 */
 }
 /* scale 1 = 63, min 1 = 9; scale 5 = 33, min 5 = 0; scale 6 = 53, min 6 = 28 */
 
@@ -137,9 +137,9 @@ static void q4_k_known_values(void **state)
     cw_store_u16(b, TWO);
     cw_store_u16(b + 2, HALF);
     put_k_scales(b + 4);
-    b[16 + 3] = 0xa0;      /* value 3: 0; value 32 + 3 (sub-block 1): 10 */
+    b[16 + 3] = 0xa0;       /* value 3: 0; value 32 + 3 (sub-block 1): 10 */
     b[16 + 64 + 31] = 0x70; /* value 128 + 32 + 31 = 191 (sub-block 5): 7 */
-    b[16 + 96 + 1] = 0x0f; /* value 192 + 1 (sub-block 6): 15 */
+    b[16 + 96 + 1] = 0x0f;  /* value 192 + 1 (sub-block 6): 15 */
     decode(CW_TYPE_Q4_K, b);
     SAME(out[3], 0.0f);
     SAME(out[35], 2.0f * 63 * 10 - 0.5f * 9);
@@ -157,8 +157,8 @@ static void q5_k_known_values(void **state)
     cw_store_u16(b, ONE);
     cw_store_u16(b + 2, ONE);
     put_k_scales(b + 4);
-    b[16 + 3] = 1 << 1;  /* fifth bit of value 32 + 3 */
-    b[16 + 1] = 1 << 6;  /* fifth bit of value 192 + 1 */
+    b[16 + 3] = 1 << 1; /* fifth bit of value 32 + 3 */
+    b[16 + 1] = 1 << 6; /* fifth bit of value 192 + 1 */
     b[48 + 3] = 0xa0;
     b[48 + 96 + 1] = 0x0f;
     decode(CW_TYPE_Q5_K, b);
@@ -174,9 +174,9 @@ static void q6_k_known_values(void **state)
     uint8_t b[210] = {0};
     cw_store_u16(b + 208, HALF);
     for (int i = 0; i < 16; i++) b[192 + i] = (uint8_t)(int8_t)(i - 8);
-    b[0] = 0x5a;         /* value 0 low: 10; value 64 low: 5 */
-    b[128] = 0x03 | 0x20; /* value 0 upper: 3; value 64 upper: 2 */
-    b[64 + 63] = 0xf1;   /* value 128 + 63 low: 1; value 128 + 127 low: 15 */
+    b[0] = 0x5a;             /* value 0 low: 10; value 64 low: 5 */
+    b[128] = 0x03 | 0x20;    /* value 0 upper: 3; value 64 upper: 2 */
+    b[64 + 63] = 0xf1;       /* value 128 + 63 low: 1; value 128 + 127 low: 15 */
     b[128 + 32 + 31] = 0xc4; /* values 128 + 63 (bits 2,3): 1; 128 + 127 (bits 6,7): 3 */
     decode(CW_TYPE_Q6_K, b);
     SAME(out[0], 0.5f * -8 * (10 + 48 - 32));

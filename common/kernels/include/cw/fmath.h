@@ -1,6 +1,6 @@
 /*
- * Our own elementary functions, from + - * / fmaf and bit operations only, so that every machine gets the same bits
- * (docs/NUMERICS.md). Any thread in the arithmetic of cw_fp_setup.
+ * Our own elementary functions, from + - * / fmaf and bit operations only, so that every machine gets the
+ * same bits (docs/NUMERICS.md). Any thread in the arithmetic of cw_fp_setup.
  */
 #pragma once
 #include <stdint.h>

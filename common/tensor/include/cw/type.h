@@ -32,11 +32,11 @@ typedef enum {
 } cw_type;
 
 typedef struct {
-    uint32_t type;        /* cw_type */
-    const char *name;     /* "Q4_K" */
-    int32_t block;        /* values in a block; a row is a whole number of blocks */
-    int32_t block_bytes;  /* bytes of a block in a file */
-    bool quantised;       /* rows of x are A8 for these, f32 for the others */
+    uint32_t type;       /* cw_type */
+    const char *name;    /* "Q4_K" */
+    int32_t block;       /* values in a block; a row is a whole number of blocks */
+    int32_t block_bytes; /* bytes of a block in a file */
+    bool quantised;      /* rows of x are A8 for these, f32 for the others */
     /* k values of one row (k a multiple of block) to f32. src at any alignment. */
     void (*to_f32)(const void *src, float *dst, int64_t k);
 } cw_type_info;
@@ -45,14 +45,15 @@ typedef struct {
 const cw_type_info *cw_type_get(uint32_t gguf_type);
 /* The i-th supported type, NULL after the last: for tables and tests. */
 const cw_type_info *cw_type_at(size_t i);
-/* Name of any type the format defines ("Q3_K", "IQ2_XS"), supported or not; "unknown" otherwise. Never NULL. */
+/* Name of any type the format defines ("Q3_K", "IQ2_XS"), supported or not; "unknown" otherwise. Never NULL.
+ */
 const char *cw_type_name(uint32_t gguf_type);
 
-/* Values per block and bytes per block of any type the format defines, supported or not, so that a file's extents can
- * be checked. false when the number is unknown. */
+/* Values per block and bytes per block of any type the format defines, supported or not, so that a file's
+ * extents can be checked. false when the number is unknown. */
 CW_MUST_USE bool cw_type_extent(uint32_t gguf_type, int32_t *block, int32_t *block_bytes);
-/* Bytes of a row of k values. false when the type is unknown, k is not a positive multiple of its block, or on
- * overflow. */
+/* Bytes of a row of k values. false when the type is unknown, k is not a positive multiple of its block, or
+ * on overflow. */
 CW_MUST_USE bool cw_type_row_bytes(uint32_t gguf_type, int64_t k, size_t *bytes);
 
 /* One row of k f32 values (a multiple of 32, finite) to Q8_0 as a file holds it: d = f16(amax / 127),
