@@ -236,6 +236,10 @@ static void segments_keep_control_tokens_out_of_what_users_wrote(void **state)
     assert_int_equal(n, CW_ARRAY_LEN(want));
     for (size_t i = 0; i < n; i++) assert_int_equal(ids[i], want[i]); /* 256: x and y met across a border */
     cw_free(ids);
+    const cw_tok_segment half[] = {{"<e", 2, true}, {"os>", 3, false}}; /* the user's half is the other one */
+    assert_int_equal(cw_tok_encode_segments(s.t, half, 2, 0, &ids, &n, NULL), CW_OK);
+    assert_int_equal(n, 5);
+    cw_free(ids);
     assert_int_equal(cw_tok_encode_segments(s.t, NULL, 0, 0, &ids, &n, NULL), CW_OK);
     assert_int_equal(n, 0);
     cw_free(ids);

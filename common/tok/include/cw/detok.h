@@ -21,8 +21,8 @@ CW_MUST_USE cw_status cw_detok_new(const cw_tok *t, unsigned flags, cw_detok **o
 void cw_detok_free(cw_detok **d);
 /* Back to the state after _new. */
 void cw_detok_reset(cw_detok *d);
-/* Text that became complete with this token: valid UTF-8, perhaps empty, NUL-terminated, borrowed until the next call.
- * An id outside the vocabulary gives nothing. */
+/* Text that became complete with this token: valid UTF-8, perhaps empty, NUL-terminated, borrowed until the
+ * next call. An id outside the vocabulary gives nothing. */
 const char *cw_detok_push(cw_detok *d, int32_t id, size_t *len);
 /* What is held back at the end: U+FFFD for an incomplete sequence, or nothing. */
 const char *cw_detok_flush(cw_detok *d, size_t *len);
@@ -41,14 +41,15 @@ typedef struct {
 
 typedef struct cw_think cw_think;
 
-/* `open`: the prompt itself ended in <think>, so the answer begins as reasoning (cw_chat_prompt_opens_think). */
+/* `open`: the prompt itself ended in <think>, so the answer begins as reasoning (cw_chat_prompt_opens_think).
+ */
 CW_MUST_USE cw_status cw_think_new(bool open, cw_think **out, cw_err *err);
 void cw_think_free(cw_think **s);
 void cw_think_reset(cw_think *s, bool open);
 /*
- * Hands in text, in pieces of any size. Then cw_think_next gives the spans that are settled, until it returns false;
- * text that may be the beginning of a tag waits. `text` must stay as it is until then. All spans together, those after
- * cw_think_finish included, are exactly the text that went in.
+ * Hands in text, in pieces of any size. Then cw_think_next gives the spans that are settled, until it returns
+ * false; text that may be the beginning of a tag waits. `text` must stay as it is until then. All spans
+ * together, those after cw_think_finish included, are exactly the text that went in.
  */
 void cw_think_push(cw_think *s, const char *text, size_t len);
 /* The end: what waits is now settled. */
