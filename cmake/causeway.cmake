@@ -70,6 +70,9 @@ function(cw_test name)
     endif()
     # Exit code 77: the test says that what it needs is not on this machine, and ctest shows it as skipped.
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}" SKIP_RETURN_CODE 77)
+    if(CW_SANITIZE MATCHES "thread")
+        set_tests_properties(${name} PROPERTIES ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
+    endif()
 endfunction()
 
 # A libFuzzer target, built where CW_FUZZ is on; its seeds and a short smoke run are given by the folder that adds it.

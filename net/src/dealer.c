@@ -123,14 +123,11 @@ void net_dealer_receive(cw_net *n, net_link *l)
     }
 }
 
-void net_dealer_close(net_link *l, int linger_ms)
+void net_dealer_close(net_link *l)
 {
     cw_free(l->conn);
     l->conn = NULL;
-    if (l->sock) {
-        zmq_setsockopt(l->sock, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
-        zmq_close(l->sock);
-    }
+    if (l->sock) zmq_close(l->sock);
     if (l->mon) zmq_close(l->mon);
     l->sock = l->mon = NULL;
 }

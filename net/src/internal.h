@@ -19,9 +19,10 @@ enum {
     NET_CONNECT_MS = 2000,        /* and for the TCP connection */
     NET_FIRST_WORD_US = 2000000,  /* after the handshake: one message; after that message: admission */
     NET_CLOSE_US = 1000000,       /* what was sent before a close has this long to leave */
-    NET_STOP_LINGER_MS = 500,
+    NET_STOP_US = 300000,         /* and the last words of a process that stops this long */
     NET_FORGET_US = 10000000,     /* a dead link's routing id is remembered: messages may still be on their way to us */
     NET_WATCH_US = 50000,
+    NET_WATCH_HOT_US = 5000,      /* while somebody is far ahead: a fast link brings 2 MB in that time */
     NET_FRAME_SLACK = 4096,       /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
     NET_WHY_MAX = 128,
     NET_RECV_BURST = 256,         /* messages taken from one socket before others have a turn */
@@ -51,7 +52,7 @@ typedef struct {
 typedef enum {
     NET_CONNECTING, /* outgoing, before the handshake is done */
     NET_UP,
-    NET_CLOSING, /* incoming, the machine is done with it; cut at the deadline */
+    NET_CLOSING, /* the machine is done with it; what comes is dropped; cut at the deadline */
     NET_DEAD,    /* no event will come any more; an incoming one is kept for a while to recognise late messages */
 } net_state;
 
@@ -104,6 +105,7 @@ struct cw_net {
     size_t cap_items;
     int64_t now_us, tick_us, watch_us;
     bool failing_links;
+    bool leaving; /* cw_net_stop was called: the machine hears no more */
     cw_err fatal; /* code CW_OK: none */
     int wake_fd;
     atomic_bool stop, woken, revoked, zap_dead;
@@ -154,7 +156,7 @@ void net_listener_drop_half_open(net_listener *l, net_conn *c);
 void net_dealer_open(cw_net *n, const cw_action *a);
 void net_dealer_monitor(cw_net *n, net_link *l);
 void net_dealer_receive(cw_net *n, net_link *l);
-void net_dealer_close(net_link *l, int linger_ms);
+void net_dealer_close(net_link *l);
 
 /* Options that both kinds of socket share; false: errno says why. */
 CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame);

@@ -88,15 +88,15 @@ void net_link_close(cw_net *n, net_link *l, bool at_once)
 {
     if (l->state == NET_DEAD) return;
     l->failing = false; /* the machine has let go of it: no LINK_DOWN */
-    if (!l->from) {
-        net_dealer_close(l, at_once ? 0 : NET_CLOSE_US / 1000);
-        now_dead(n, l);
-    } else if (at_once || !l->conn) {
-        net_listener_cut(n, l);
-        now_dead(n, l);
-    } else if (l->state != NET_CLOSING) {
+    if (!at_once && l->state == NET_UP && l->conn) {
+        /* It stays open and is read, to nowhere: a descriptor that is closed with unread bytes resets the connection, and what
+         * was sent before would be lost. The peer ends it, or the deadline does. */
         l->state = NET_CLOSING;
         l->deadline_us = n->now_us + NET_CLOSE_US;
+    } else if (at_once || l->state != NET_CLOSING) {
+        if (l->from) net_listener_cut(n, l);
+        else net_dealer_close(l);
+        now_dead(n, l);
     }
 }
 
@@ -134,7 +134,7 @@ void net_links_settle(cw_net *n)
             if (!l->failing) continue;
             l->failing = false;
             if (l->from) net_listener_cut(n, l);
-            else net_dealer_close(l, 0);
+            else net_dealer_close(l);
             now_dead(n, l);
             cw_event ev = {.kind = CW_EV_LINK_DOWN, .link = l->id, .port = l->port, .key = l->key};
             snprintf(ev.text, sizeof ev.text, "%s", l->why);
@@ -149,7 +149,7 @@ static void free_link(cw_net *n, net_link *l)
         net_map_remove(&n->by_rid, rid_key(l));
         if (l->conn) l->conn->link = NULL;
     } else {
-        net_dealer_close(l, 0);
+        net_dealer_close(l);
     }
     net_backlog_release(l->backlog);
     cw_free(l);

@@ -79,7 +79,7 @@ static void set_defaults(cw_net_config *c)
     if (!c->heartbeat_ms) c->heartbeat_ms = 2000;
     if (!c->connect_rate) c->connect_rate = 40 + 4 * c->max_peers;
     if (!c->ban_s) c->ban_s = 30;
-    if (!c->peer_credit) c->peer_credit = 8 << 20;
+    if (!c->peer_credit) c->peer_credit = 4 << 20;
     if (!c->queue_messages) c->queue_messages = 256;
     if (!c->queue_bytes) c->queue_bytes = 64 << 20;
 }
@@ -120,7 +120,7 @@ static cw_status start(cw_net *n, cw_err *err)
     n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     n->zmq = zmq_ctx_new();
     if (n->wake_fd < 0 || !n->zmq) return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", strerror(errno));
-    /* A monitored DEALER takes three; links that linger after their close still count, hence twice. */
+    /* A monitored DEALER takes three; libzmq closes sockets a little after we do, hence twice. */
     int sockets = 64 + 6 * (int)n->cfg.max_peers, limit = zmq_ctx_get(n->zmq, ZMQ_SOCKET_LIMIT);
     if (zmq_ctx_set(n->zmq, ZMQ_MAX_SOCKETS, limit > 0 && sockets > limit ? limit : sockets) != 0 || zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0)
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", zmq_strerror(errno));
@@ -221,6 +221,10 @@ static void drain_outbox(cw_net *n)
 void net_deliver(cw_net *n, cw_event *ev)
 {
     CW_ASSERT(n->out.n == 0);
+    if (n->leaving) {
+        cw_msg_free(&ev->msg);
+        return;
+    }
     ev->now_us = n->now_us;
     ev->wall_ms = cw_wall_ms();
     n->role.on_event(n->role.ctx, ev, &n->out);
@@ -256,7 +260,7 @@ static void woken(cw_net *n)
     (void)got;
     cut_revoked(n);
     if (atomic_load(&n->zap_dead)) net_fatal(n, CW_STATUS_AUTH, "the ZAP handler has ended: nobody could be told from anybody else, so this process stops");
-    if (atomic_exchange(&n->woken, false) && n->role.on_wake) {
+    if (atomic_exchange(&n->woken, false) && n->role.on_wake && !n->leaving) {
         n->role.on_wake(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
         drain_outbox(n);
     }
@@ -332,25 +336,22 @@ static void one_round(cw_net *n)
     receive_all(n);
     net_links_finish_gone(n);
     if (n->now_us >= n->tick_us || n->now_us >= n->out.wake_us) tick(n);
-    if (n->now_us >= n->watch_us) {
-        net_watch_round(n);
-        n->watch_us = n->now_us + NET_WATCH_US;
-    }
+    if (n->now_us >= n->watch_us) net_watch_round(n);
     net_links_settle(n);
     net_links_reap(n);
 }
 
-/* The machine's last words, then everything is closed with a moment for them to leave. */
+/* The machine's last words, and a moment for them to leave: until the peers have closed their ends, at most NET_STOP_US. */
 static void say_goodbye(cw_net *n)
 {
-    int linger = NET_STOP_LINGER_MS;
     if (n->role.on_stop) {
         n->role.on_stop(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
+        int64_t until = n->now_us + (n->out.n ? NET_STOP_US : 0);
         drain_outbox(n);
+        n->leaving = true;
+        for (size_t i = 0; i < n->n_links; i++) net_link_close(n, n->links[i], false);
+        while (n->n_live > 0 && n->now_us < until && n->fatal.code == CW_OK) one_round(n);
     }
-    for (uint32_t i = 0; i < n->n_listeners; i++) zmq_setsockopt(n->listeners[i].sock, ZMQ_LINGER, &linger, sizeof linger);
-    for (size_t i = 0; i < n->n_links; i++)
-        if (!n->links[i]->from && n->links[i]->state != NET_DEAD) net_dealer_close(n->links[i], linger);
     close_sockets(n);
 }
 

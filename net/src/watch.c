@@ -48,22 +48,24 @@ static uint64_t limit_of(const cw_net *n, const net_conn *c)
     return n->cfg.peer_credit + FIXED_AHEAD + (idle < IDLE_MAX ? idle : IDLE_MAX);
 }
 
-/* true: within its limit. */
-static bool check(const cw_net *n, net_conn *c, bool drained)
+/* true: within its limit. `hot` is set when it is on its way there. */
+static bool check(const cw_net *n, net_conn *c, bool drained, bool *hot)
 {
-    uint64_t got;
+    uint64_t got, limit = limit_of(n, c);
     if (!bytes_read(c->fd, &got)) return true;
-    if (got > c->acked && got - c->acked > limit_of(n, c)) return false;
+    uint64_t ahead = got > c->acked ? got - c->acked : 0;
+    if (ahead > limit) return false;
+    if (ahead > limit / 8) *hot = true;
     if (drained) c->base = got;
     return true;
 }
 
-static void check_half_open(cw_net *n, net_listener *l)
+static void check_half_open(cw_net *n, net_listener *l, bool *hot)
 {
     for (net_conn *c = l->oldest, *next; c; c = next) {
         next = c->next;
         bool late = n->now_us - c->since_us > (int64_t)NET_HANDSHAKE_MS * 1000 + NET_FIRST_WORD_US;
-        if (!late && check(n, c, l->drained)) continue;
+        if (!late && check(n, c, l->drained, hot)) continue;
         if (late) NET_COUNT(n, silent, 1);
         else NET_COUNT(n, overrun, 1);
         net_listener_drop_half_open(l, c);
@@ -72,12 +74,14 @@ static void check_half_open(cw_net *n, net_listener *l)
 
 void net_watch_round(cw_net *n)
 {
-    for (uint32_t i = 0; i < n->n_listeners; i++) check_half_open(n, &n->listeners[i]);
+    bool hot = false;
+    for (uint32_t i = 0; i < n->n_listeners; i++) check_half_open(n, &n->listeners[i], &hot);
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
         if (!l->conn || l->conn->cut || l->state == NET_DEAD || l->failing) continue;
-        if (check(n, l->conn, l->from ? l->from->drained : l->drained)) continue;
+        if (check(n, l->conn, l->from ? l->from->drained : l->drained, &hot)) continue;
         NET_COUNT(n, overrun, 1);
         net_link_blame(n, l, "sent more than its credit without finishing a message");
     }
+    n->watch_us = n->now_us + (hot ? NET_WATCH_HOT_US : NET_WATCH_US);
 }

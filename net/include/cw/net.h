@@ -22,7 +22,7 @@ typedef struct {
     void (*on_event)(void *ctx, cw_event *ev, cw_outbox *out);
     /* After cw_net_wake: look into your queues. NULL: nothing to look into. */
     void (*on_wake)(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out);
-    /* cw_net_stop was called: last words (Bye). They have up to 500 ms to leave. May be NULL. */
+    /* cw_net_stop was called: last words (Bye). They have up to 300 ms to leave. May be NULL. */
     void (*on_stop)(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out);
 } cw_net_role;
 
@@ -35,7 +35,7 @@ typedef struct {
     uint32_t heartbeat_ms;     /* [2000]; a link without traffic for three of them is down */
     uint32_t connect_rate;     /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
     uint32_t ban_s;            /* how long a blamed key is refused [30] */
-    uint64_t peer_credit;      /* bytes a peer may be ahead of the application besides the fixed 4 MiB [8 MiB] */
+    uint64_t peer_credit;      /* bytes a peer may be ahead of the application besides the fixed 4 MiB [4 MiB] */
     uint32_t queue_messages;   /* messages queued in each direction of a link [256] */
     uint64_t queue_bytes;      /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
     uint32_t fault_zap_ms;     /* fault injection: the ZAP handler ends by itself after this time [never] */

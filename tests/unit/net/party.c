@@ -201,16 +201,19 @@ void party_start(party *p)
         snprintf(p->address, sizeof p->address, "%s", bound);
     }
     assert_int_equal(pthread_create(&p->thread, NULL, party_main, p), 0);
+    p->running = true;
 }
 
 void party_stop(party *p)
 {
     cw_net_stop(p->net);
     pthread_join(p->thread, NULL);
+    p->running = false;
 }
 
 void party_free(party *p)
 {
+    if (p->running) party_stop(p); /* the test failed half-way */
     cw_net_free(&p->net);
     cw_keys_free(&p->keys);
     free(p->events);

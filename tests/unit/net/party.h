@@ -31,6 +31,7 @@ typedef struct party {
     cw_keys *keys;
     cw_net *net;
     pthread_t thread;
+    bool running;
     cw_status result;
     cw_err err;
     pthread_mutex_t lock;

@@ -232,6 +232,7 @@ static void without_its_zap_handler_a_net_stops(void **state)
     party_start(&server);
     int64_t start = cw_now_us();
     pthread_join(server.thread, NULL);
+    server.running = false;
     assert_true(cw_now_us() - start < (int64_t)TEST_WAIT_MS * 1000);
     assert_int_equal(server.result, CW_STATUS_AUTH);
     assert_says(server.err.text, "ZAP handler has ended");
