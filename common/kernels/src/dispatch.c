@@ -1,9 +1,11 @@
 /*
  * Which kernels this machine can run. The answer comes from cpuid and, for the wide registers, from XGETBV:
- * the operating system must save them. Asked once per call, no state.
+ * the operating system must save them. On ARM the system says. The answer is kept, because cpuid is slow
+ * under a hypervisor.
  */
 #include "internal.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(CW_HAVE_AVX2)
@@ -35,6 +37,14 @@ static bool x86_has(cw_isa isa)
 }
 #endif
 
+#if defined(__aarch64__) && defined(CW_HAVE_NEON)
+#include <sys/auxv.h>
+/* Dot-product instructions, from the kernel's list of hardware capabilities. */
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1 << 20)
+#endif
+#endif
+
 static const char *const names[CW_ISA_COUNT] = {"scalar", "avx2", "avx512", "neon"};
 
 const char *cw_isa_name(cw_isa isa)
@@ -52,7 +62,7 @@ bool cw_isa_parse(const char *text, cw_isa *out)
     return false;
 }
 
-const cw_kernels *cw_kernels_get(cw_isa isa)
+static const cw_kernels *find(cw_isa isa)
 {
     switch (isa) {
     case CW_ISA_SCALAR: return &cw_kernels_scalar;
@@ -60,9 +70,24 @@ const cw_kernels *cw_kernels_get(cw_isa isa)
     case CW_ISA_AVX2: return x86_has(CW_ISA_AVX2) ? &cw_kernels_avx2 : NULL;
     case CW_ISA_AVX512: return x86_has(CW_ISA_AVX512) ? &cw_kernels_avx512 : NULL;
 #endif
-    /* The place of the NEON table: return &cw_kernels_neon where the build has CW_HAVE_NEON. */
+#if defined(__aarch64__) && defined(CW_HAVE_NEON)
+    case CW_ISA_NEON: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &cw_kernels_neon : NULL;
+#endif
     default: return NULL;
     }
+}
+
+/* Threads that ask at the same time store the same answer. */
+const cw_kernels *cw_kernels_get(cw_isa isa)
+{
+    static _Atomic(const cw_kernels *) found[CW_ISA_COUNT];
+    static atomic_bool asked[CW_ISA_COUNT];
+    if ((unsigned)isa >= CW_ISA_COUNT) return NULL;
+    if (!atomic_load(&asked[isa])) {
+        atomic_store(&found[isa], find(isa));
+        atomic_store(&asked[isa], true);
+    }
+    return atomic_load(&found[isa]);
 }
 
 const cw_kernels *cw_kernels_best(void)

@@ -11,15 +11,21 @@
 /* Tables; those a build lacks are not referenced (dispatch.c). */
 extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon;
 
+/* clang-format off: a drawing */
 /*
  * A unit is one block of k (32 or 256 values) of the 16 rows of a panel:
- *   d [16] f16 | minimum scale [16] f16, where there is one | sub-block scales [n_sub][16] u8 | minima
- * [n_sub][16] u8 | for each 32 values: planes of 64 bytes, byte 4 * row + j of a plane belongs to values 4 *
- * g + j Planes of 32 values, by bits of a code: 8: plane g (0..7) holds the code.    4: plane g (0..3) holds
- * group g low and group 4 + g high. 5: as 4, then one plane: bit g is the fifth bit of group g. 6: as 4, then
- * two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t. f32, f16, bf16: unit = one k,
- * 16 values.
+ *   d [16] f16
+ *   minimum scale [16] f16, where there is one
+ *   sub-block scales [n_sub][16] u8, minima [n_sub][16] u8
+ *   for each 32 values: planes of 64 bytes, byte 4 * row + j of a plane belongs to values 4 * g + j
+ * Planes of 32 values, by bits of a code:
+ *   8: plane g (0..7) holds the code
+ *   4: plane g (0..3) holds group g low and group 4 + g high
+ *   5: as 4, then one plane: bit g is the fifth bit of group g
+ *   6: as 4, then two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t
+ * f32, f16, bf16: unit = one k, 16 values.
  */
+/* clang-format on */
 typedef struct {
     int dmin, sc, m, q; /* offsets in the unit; meaningless where the type has none */
     int sub_bytes;      /* of the planes of 32 values */

@@ -1,19 +1,27 @@
+/* clang-format off: a list */
 /*
  * The matrix products, once for all vector instruction sets: lanes run across output rows, so every lane does
  * what the scalar reference does for its row, in the same order. The including file defines, for a vector of
  * LANES 32-bit lanes (16, 8 or 4; a panel is worked through 16 / LANES times):
  *
- *   vf, vi                                     vectors of f32 and of bytes or int32
- *   vf_zero vf_set1 vf_load vf_store vf_mul vf_fma vf_fnma(a,b,c) = -(a*b)+c vf_from_i32
- *   vf_f16(p) vf_bf16(p)                       LANES halves to f32
- *   vf_u8(p), vi_i8(p)                         LANES bytes to f32, signed bytes to int32
- *   vi_load vi_and vi_or vi_set1_8 vi_add32 vi_mul32 vi_shl(v, n) vi_shr(v, n)
- *                                              shifts act on 16-bit lanes; bits that cross bytes are masked
- * off vi_lut(table, v)                           table[v] bytewise SIGNED_CODES(bits, lut) whether 8-bit
- * codes are wanted as int8 (true) or as they are stored, offset by 128 vi_dot(w, x, g0, g1, bits, sgn, init)
- * init + sum over groups g0..g1-1 of w[g] (4 codes a lane) with x[4g..] ROWS_MAX rows of y whose accumulators
- * fit the registers: 8 or 4 MATMUL(name)                               names the functions
+ *   vf, vi                               vectors of f32 and of bytes or int32
+ *   vf_zero vf_set1 vf_load vf_mul vf_from_i32
+ *   vf_store_n(p, v, n)                  the first n (1..LANES) lanes
+ *   vf_fma(a, b, c) = a * b + c, vf_fnma(a, b, c) = -(a * b) + c, rounded once
+ *   vf_f16(p) vf_bf16(p)                 LANES halves to f32
+ *   vf_u8(p) vi_i8(p)                    LANES bytes to f32, signed bytes to int32
+ *   vi_load vi_and vi_or vi_xor vi_set1_8 vi_add32 vi_mul32
+ *   vi_shl(v, n) vi_shr(v, n)            on 16-bit lanes; bits that cross bytes are masked off
+ *   SIGNED_CODES(bits, lut)              whether codes of 8 bits or through a table are wanted as int8; else
+ * they stay offset by 128 vi_lut_load(lut, sgn)                16 bytes for vi_lut, offset by 128 unless sgn
+ *   vi_lut(table, v)                     table[v] bytewise
+ *   vi_dot(w, x, g0, g1, bits, sgn, init)
+ *                                        init + the sum over groups g0..g1-1 of w[g] (4 codes a lane) with
+ * x[4g..] ROWS_MAX                             rows of y whose accumulators fit the registers: 8 or 4
+ *   PREFETCH_BYTES                       how far ahead in the panel to ask for memory
+ *   MATMUL(name)                         names the functions
  */
+/* clang-format on */
 
 typedef struct {
     int block, n_sub;

@@ -21,7 +21,8 @@ bool cw_fp_ok(void)
 
 /* FPCR: FZ16 bit 19, RMode bits 23..22, FZ bit 24, DN bit 25 (default NaN), FIZ bit 0, AH bit 1, NEP bit 2.
  */
-#define FPCR_MODE ((uint64_t)1 << 19 | (uint64_t)3 << 22 | (uint64_t)1 << 24 | (uint64_t)7)
+#define FPCR_MODE                                                                                            \
+    ((uint64_t)1 << 19 | (uint64_t)3 << 22 | (uint64_t)1 << 24 | (uint64_t)1 << 26 | (uint64_t)7)
 
 static uint64_t fpcr_get(void)
 {
