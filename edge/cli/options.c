@@ -28,7 +28,7 @@ static const cw_option session_rows[] = {
 static const cw_option mainland_rows[] = {
     {"join", 0, CW_OPT_STRING, AT(join), "STRING|@file|-", NULL, 0, 0, NULL, NULL, "Mainland", 0,
      "join string of a cluster, a file that holds it, or - for standard input"},
-    {"state", 0, CW_OPT_STRING, AT(state), "DIR", NULL, 0, 0, NULL, "CAUSEWAY_STATE", NULL, 0,
+    {"state", 0, CW_OPT_STRING, AT(state), "DIR", NULL, 0, 0, NULL, "CAUSEWAY_EDGE_STATE", NULL, 0,
      "private directory for this edge's key and ticket"},
     {"name", 0, CW_OPT_STRING, AT(name), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
      "what this edge is called in the cluster; without it the host's name"},

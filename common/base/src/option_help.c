@@ -22,6 +22,22 @@ static void print_wrapped(const char *text, int col)
     }
 }
 
+/* Paragraphs with lines of at most WIDTH; line breaks in the text stay. */
+static void print_paragraphs(const char *text)
+{
+    for (int col = 0; *text; text++) {
+        size_t word = strcspn(text, " \n");
+        if (col > 0 && col + 1 + (int)word > WIDTH) col = printf("\n") - 1;
+        if (word > 0) {
+            col += printf("%s%.*s", col > 0 ? " " : "", (int)word, text);
+            text += word;
+        }
+        if (*text == '\n') col = printf("\n") - 1;
+        if (!*text) break;
+    }
+    printf("\n");
+}
+
 static const char *value_word(const cw_option *o)
 {
     if (o->value) return o->value;
@@ -71,7 +87,10 @@ static void print_command(const cw_program *p, const cw_command *c)
     const char *space = *c->name ? " " : "";
     printf("%s%s%s: %s\n\nusage: %s%s%s %s\n", p->name, space, c->name, c->summary, p->name, space, c->name,
            c->usage);
-    if (c->about) printf("\n%s\n", c->about);
+    if (c->about) {
+        printf("\n");
+        print_paragraphs(c->about);
+    }
     for (size_t t = 0; c->tables[t]; t++) print_table(c->tables[t]);
     print_table(cw_option_builtin);
     printf("\nA name in brackets is the environment variable that sets the same; what is typed wins.\n");
@@ -94,7 +113,10 @@ void cw_option_print_help(const cw_program *p, const cw_command *c)
         print_command(p, unnamed);
     else
         printf("%s: %s\n\nusage: %s COMMAND [options]\n", p->name, p->summary, p->name);
-    if (!unnamed && p->about) printf("\n%s\n", p->about);
+    if (!unnamed && p->about) {
+        printf("\n");
+        print_paragraphs(p->about);
+    }
     if (p->n_commands > (unnamed ? 1u : 0u)) printf("\ncommands:\n");
     for (size_t i = 0; i < p->n_commands; i++)
         if (*p->commands[i].name)
