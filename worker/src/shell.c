@@ -1,0 +1,306 @@
+/*
+ * The worker process. This thread owns the machine and the sockets of control and data; it does no disk I/O (but for one
+ * small file on enrolment), and computes only where the worker has a single thread, as docs/WIRE.md says. Compute stage and
+ * loader come back through queues and cw_net_wake.
+ */
+#include "cw/worker_shell.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cw/address.h"
+#include "cw/clock.h"
+#include "cw/log.h"
+#include "cw/mem.h"
+#include "cw/member.h"
+#include "cw/net.h"
+#include "cw/progress.h"
+#include "cw/signal.h"
+#include "shell_internal.h"
+
+/* Rows of one job where the socket's thread computes: it must come back to its sockets soon. */
+enum { ROWS_ALONE = 64, ROWS_POOL = 512, JOBS_POOL = 2 };
+
+typedef struct {
+    const cw_worker_options *o;
+    char name[65];
+    cw_member member;
+    const cw_kernels *kernels;
+    cw_pool *pool;
+    cw_gguf *gguf;
+    cw_manifest *manifest;
+    cw_net *net;
+    cw_worker *machine;
+    cw_worker_config wc;
+    compute *compute;
+    loader *loader;
+    char *cache_dir;
+    bool stop_seen;
+    int code; /* of CW_WORKER_STOPPED; -1: not yet */
+    char text[CW_TEXT_MAX];
+} shell;
+
+static void wake(void *ctx) { cw_net_wake(((shell *)ctx)->net); }
+
+static void say(const shell *s, const char *text)
+{
+    fprintf(stderr, "causeway-worker %s: %s\n", s->name, text);
+    fflush(stderr);
+}
+
+static void end(shell *s, int code, const char *text)
+{
+    if (s->code >= 0) return;
+    s->code = code;
+    snprintf(s->text, sizeof s->text, "%s", text);
+    cw_net_stop(s->net);
+}
+
+/* --- role actions -------------------------------------------------------------------------------------------------------- */
+
+static void to_loader(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    load_job *j = cw_calloc(1, sizeof *j);
+    if (j) {
+        j->kind = a->kind == CW_WORKER_GET_MODEL ? LOADER_MODEL : LOADER_EXPERT;
+        j->layer = a->layer;
+        j->expert = a->expert;
+        memcpy(j->digest, a->digest, sizeof j->digest);
+        memcpy(j->store_address, a->store_address, sizeof j->store_address);
+        if (loader_submit(s->loader, j)) return;
+        cw_free(j);
+    }
+    if (a->kind == CW_WORKER_GET_MODEL) cw_worker_model_failed(s->machine, false, "out of memory", now_us, wall_ms, out);
+    else cw_worker_loaded(s->machine, a->layer, a->expert, false, "out of memory", now_us, wall_ms, out);
+}
+
+static void enrolled(shell *s)
+{
+    cw_err err = {0};
+    if (cw_member_enrolled(&s->member, &err) == CW_OK) return;
+    fprintf(stderr, "causeway-worker %s: the next start will need the join string again: %s\n", s->name, err.text);
+}
+
+static void act(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    cw_err err = {0};
+    switch (a->kind) {
+    case CW_WORKER_ENROLLED: enrolled(s); break;
+    case CW_WORKER_GET_MODEL:
+    case CW_WORKER_LOAD: to_loader(s, a, now_us, wall_ms, out); break;
+    case CW_WORKER_UNLOAD: cw_expert_set_remove(loader_set(s->loader), (int)a->layer, (int)a->expert); break;
+    case CW_WORKER_COMPUTE:
+        if (s->wc.jobs_in_flight > 1) {
+            compute_submit(s->compute, a->job);
+        } else {
+            compute_now(s->compute, a->job);
+            cw_worker_computed(s->machine, a->job, cw_now_us(), cw_wall_ms(), out);
+        }
+        break;
+    case CW_WORKER_REVOKED:
+        if (cw_net_revoke(s->net, &a->key, &err) != CW_OK) CW_LOG_W("worker", "a revoked key is only refused after its hello: %s", err.text);
+        break;
+    case CW_WORKER_SAY: say(s, a->text); break;
+    case CW_WORKER_STOPPED: end(s, a->code, a->text); break;
+    }
+}
+
+static void drain(shell *s, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    cw_worker_act a;
+    while (cw_worker_take_act(s->machine, &a)) act(s, &a, now_us, wall_ms, out);
+}
+
+static void model_came(shell *s, const load_job *j, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    cw_err err = {0};
+    if (!j->ok) {
+        cw_worker_model_failed(s->machine, j->fatal, j->text, now_us, wall_ms, out);
+        return;
+    }
+    compute_config cc = {.kernels = s->kernels, .pool = s->pool, .rows_max = s->wc.job_rows_max,
+                         .wake = s->wc.jobs_in_flight > 1 ? wake : NULL, .wake_ctx = s};
+    if (compute_new(&cc, loader_set(s->loader), loader_d_model(s->loader), &s->compute, &err) != CW_OK) {
+        cw_worker_model_failed(s->machine, true, err.text, now_us, wall_ms, out);
+        return;
+    }
+    cw_worker_model_ready(s->machine, loader_n_layers(s->loader), loader_n_experts(s->loader), loader_d_model(s->loader),
+                          loader_layers(s->loader), now_us, wall_ms, out);
+}
+
+/* --- cw_net's callbacks ---------------------------------------------------------------------------------------------------- */
+
+static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
+{
+    shell *s = ctx;
+    cw_worker_event(s->machine, ev, out);
+    if (!s->stop_seen && cw_signal_stopped()) {
+        s->stop_seen = true;
+        cw_worker_stop(s->machine, ev->now_us, ev->wall_ms, out);
+    }
+    drain(s, ev->now_us, ev->wall_ms, out);
+}
+
+static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    shell *s = ctx;
+    cw_job *job;
+    while (s->compute && (job = compute_take(s->compute))) {
+        cw_worker_computed(s->machine, job, now_us, wall_ms, out);
+        drain(s, now_us, wall_ms, out);
+    }
+    for (load_job *j; (j = loader_take(s->loader));) {
+        if (j->kind == LOADER_MODEL) model_came(s, j, now_us, wall_ms, out);
+        else cw_worker_loaded(s->machine, j->layer, j->expert, j->ok, j->text, now_us, wall_ms, out);
+        cw_free(j);
+        drain(s, now_us, wall_ms, out);
+    }
+}
+
+/* --- starting --------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    unsigned long long kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+    if (f) fclose(f);
+    return (uint64_t)kib * 1024;
+}
+
+static bool hash_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    cw_progress *p = ctx;
+    p->total = total;
+    cw_progress_update(p, done);
+    return !cw_signal_stopped();
+}
+
+/* --model: the file's manifest, from the cache where the file has not changed. */
+static cw_status open_local(shell *s, cw_err *err)
+{
+    if (!s->o->model) return CW_OK;
+    CW_TRY(cw_gguf_open(s->o->model, &s->gguf, err));
+    cw_progress bar;
+    cw_manifest_options mo = {.progress = hash_progress, .ctx = &bar};
+    cw_progress_begin(&bar, "hashing the model file", 0);
+    cw_status st = cw_manifest_cached(s->gguf, s->member.dir, &mo, &s->manifest, err);
+    cw_progress_end(&bar);
+    if (st != CW_OK) return st;
+    memcpy(s->wc.local_digest, cw_manifest_digest(s->manifest), CW_DIGEST_BYTES);
+    s->wc.has_local_model = true;
+    return CW_OK;
+}
+
+static cw_status pick_address(shell *s, const char *bound, cw_err *err)
+{
+    cw_address at, co;
+    const char *advertise = s->o->advertise ? s->o->advertise : bound;
+    if (s->o->advertise) {
+        cw_status st = cw_address_parse(advertise, CW_ADDRESS_CONNECT, NULL, err);
+        if (st != CW_OK) return cw_err_prefix(err, "--advertise");
+    } else {
+        CW_TRY(cw_address_parse(bound, CW_ADDRESS_LISTEN, &at, err));
+        if (at.wildcard)
+            return CW_FAIL(err, CW_STATUS_INVALID, "--listen %s needs --advertise tcp://HOST:PORT, the address by which edges reach this machine", s->o->listen);
+        if (at.loopback && cw_address_parse(s->member.address, CW_ADDRESS_CONNECT, &co, NULL) == CW_OK && !co.loopback)
+            say(s, "listening on loopback only: edges on other machines cannot reach this worker; give --listen tcp://ADDRESS:PORT");
+    }
+    snprintf(s->wc.data_address, sizeof s->wc.data_address, "%s", advertise);
+    return CW_OK;
+}
+
+static cw_status open_net(shell *s, cw_err *err)
+{
+    cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
+    cw_net_config nc = {.self = CW_SIDE_WORKER, .keys = s->member.keys, .max_peers = 256, .peer_credit = 16 << 20};
+    char bound[CW_ADDRESS_MAX];
+    const char *listen = s->o->listen ? s->o->listen : "tcp://127.0.0.1:*";
+    CW_TRY(cw_net_new(&nc, &role, &s->net, err));
+    cw_status st = cw_address_parse(listen, CW_ADDRESS_LISTEN, NULL, err);
+    if (st != CW_OK) return cw_err_prefix(err, "--listen");
+    CW_TRY(cw_net_listen(s->net, CW_PORT_DATA, listen, bound, err));
+    return pick_address(s, bound, err);
+}
+
+static void fill_config(shell *s, int threads)
+{
+    cw_worker_config *c = &s->wc;
+    snprintf(c->name, sizeof c->name, "%s", s->name);
+    snprintf(c->coordinator, sizeof c->coordinator, "%s", s->member.address);
+    c->coordinator_key = s->member.coordinator;
+    if (s->member.has_token) {
+        memcpy(c->token, s->member.token, CW_TOKEN_BYTES);
+        c->token_len = CW_TOKEN_BYTES;
+    }
+    c->enrolled = s->member.enrolled;
+    cw_random(c->instance, sizeof c->instance);
+    cw_random(&c->seed, sizeof c->seed);
+    c->memory_bytes = s->o->memory ? s->o->memory : memory_available() / 5 * 4;
+    c->threads = (uint32_t)threads;
+    snprintf(c->isa, sizeof c->isa, "%s", s->kernels->name);
+    c->arithmetic_id = CW_ARITHMETIC_ID;
+    c->fingerprint = cw_kernels_fingerprint(s->kernels);
+    c->kernels = s->kernels;
+    c->speed = bench_speed(s->kernels, s->pool);
+    c->jobs_in_flight = threads > 1 ? JOBS_POOL : 1;
+    c->job_rows_max = threads > 1 ? ROWS_POOL : ROWS_ALONE;
+}
+
+static cw_status start_loader(shell *s, cw_err *err)
+{
+    s->cache_dir = cw_fs_join(s->member.dir, "chunks");
+    if (!s->cache_dir) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    loader_config lc = {.name = s->name, .keys = s->member.keys, .coordinator = s->member.coordinator, .fingerprint = s->wc.fingerprint,
+                        .seed = s->wc.seed, .kernels = s->kernels, .local = s->gguf, .local_manifest = s->manifest,
+                        .cache_dir = s->cache_dir, .cache_bytes = s->o->disk, .wake = wake, .wake_ctx = s};
+    memcpy(lc.instance, s->wc.instance, sizeof lc.instance);
+    return loader_new(&lc, &s->loader, err);
+}
+
+static void tell_start(const shell *s)
+{
+    char text[512], mem[32];
+    snprintf(text, sizeof text, "%u thread%s, %s, %.1f GB/s of weights, at most %s of experts, edges at %.200s", s->wc.threads, s->wc.threads == 1 ? "" : "s",
+             s->wc.isa, (double)s->wc.speed, cw_bytes_text(s->wc.memory_bytes, mem, sizeof mem), s->wc.data_address);
+    say(s, text);
+}
+
+static cw_status start(shell *s, cw_err *err)
+{
+    CW_TRY(cw_member_name(s->o->name, s->name, err));
+    CW_TRY(cw_member_open(CW_JOIN_WORKER, s->o->state, s->name, s->o->join, &s->member, err));
+    CW_TRY(cw_pool_new(s->o->threads, &s->pool, err));
+    CW_TRY(open_local(s, err));
+    fill_config(s, cw_pool_threads(s->pool));
+    if (!s->wc.fingerprint) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the built-in test rows");
+    CW_TRY(open_net(s, err));
+    CW_TRY(start_loader(s, err));
+    CW_TRY(cw_worker_new(&s->wc, &s->machine, err));
+    tell_start(s);
+    return CW_OK;
+}
+
+cw_status cw_worker_run(const cw_worker_options *o, cw_err *err)
+{
+    shell s = {.o = o, .kernels = o->kernels, .code = -1};
+    cw_status st = start(&s, err);
+    if (st == CW_OK) {
+        st = cw_net_run(s.net, err);
+        if (st == CW_OK && s.code > 0) st = CW_FAIL(err, CW_STATUS_REFUSED, "%s", s.text);
+    }
+    /* The stages first: they hold jobs of the machine and experts of the loader's set. */
+    compute_free(&s.compute);
+    loader_free(&s.loader);
+    cw_worker_free(&s.machine);
+    cw_net_free(&s.net);
+    cw_manifest_free(&s.manifest);
+    cw_gguf_close(&s.gguf);
+    cw_pool_free(&s.pool);
+    cw_free(s.cache_dir);
+    cw_member_close(&s.member);
+    return st;
+}
