@@ -1,0 +1,135 @@
+/*
+ * The engine's side of the mainland: cw_experts whose submit hands a request to the network thread and whose collect waits
+ * for it. All memory was taken at opening; nothing here allocates.
+ */
+#include <string.h>
+#include <time.h>
+
+#include "cw/mem.h"
+#include "mainland_internal.h"
+
+enum { CANCEL_POLL_MS = 10, PREFILL_ROWS = 16 };
+
+static size_t slot_bytes(const cw_mainland *m) { return m->max_entries * m->ec.d_model * sizeof(float); }
+
+cw_status land_slots_new(cw_mainland *m, cw_err *err)
+{
+    m->slots = cw_calloc((size_t)m->n_slots, sizeof *m->slots);
+    bool ok = m->slots != NULL;
+    for (int i = 0; i < m->n_slots && ok; i++) {
+        slot *s = &m->slots[i];
+        s->entries = cw_calloc(m->max_entries, sizeof *s->entries);
+        s->e = cw_calloc(m->max_entries, 1);
+        /* f16 and f32 rows share the pages (a layer gives one or the other), which appear as they are filled. */
+        s->f32 = cw_pages_alloc(slot_bytes(m));
+        s->f16 = (uint16_t *)(void *)s->f32;
+        ok = s->entries && s->e && s->f32;
+    }
+    m->handed_out = -1;
+    if (!ok) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the rows that come from the cluster");
+    return cw_queue_new((size_t)m->n_slots, NULL, &m->submitted, err);
+}
+
+void land_slots_free(cw_mainland *m)
+{
+    for (int i = 0; m->slots && i < m->n_slots; i++) {
+        cw_free(m->slots[i].entries);
+        cw_free(m->slots[i].e);
+        if (m->slots[i].f32) cw_pages_free(m->slots[i].f32, slot_bytes(m));
+    }
+    cw_free(m->slots);
+    cw_queue_free(&m->submitted);
+}
+
+/* The reply the engine was looking at is its no longer. */
+static void take_back(cw_mainland *m)
+{
+    if (m->handed_out >= 0) m->slots[m->handed_out].in_use = false;
+    m->handed_out = -1;
+}
+
+static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *ticket, cw_err *err)
+{
+    cw_mainland *m = ((land_experts *)self)->m;
+    take_back(m);
+    int i = 0;
+    while (i < m->n_slots && m->slots[i].in_use) i++;
+    if (i == m->n_slots) return CW_FAIL(err, CW_STATUS_LIMIT, "%d layers are under way already", m->n_slots);
+    if (c->n_entries < 1 || (size_t)c->n_entries > m->max_entries || c->layer < 0 || (uint32_t)c->layer >= m->ec.n_layers ||
+        !m->layers[c->layer].weight_bytes || (uint32_t)c->d_model != m->ec.d_model)
+        return CW_FAIL(err, CW_STATUS_INVALID, "a call of %d entries to layer %d does not fit the model", c->n_entries, c->layer);
+    slot *s = &m->slots[i];
+    for (int k = 0; k < c->n_entries; k++) s->entries[k] = (cw_edge_entry){c->entries[k].row, c->entries[k].expert, c->entries[k].weight};
+    s->req = (cw_edge_request){
+        .layer = (uint32_t)c->layer, .n_rows = (uint32_t)c->n_rows, .n_entries = (uint32_t)c->n_entries,
+        .q = c->a8 ? c->a8->q : NULL, .s = c->a8 ? c->a8->s : NULL, .ld = c->a8 ? c->a8->ld : c->d_model, .x = c->x,
+        .entries = s->entries, .f16 = s->f16, .e = s->e, .f32 = s->f32,
+        .klass = c->n_rows > PREFILL_ROWS ? CW__PB__CALL_CLASS__CLASS_PREFILL : CW__PB__CALL_CLASS__CLASS_DECODE};
+    s->cancel = c->cancel;
+    s->in_use = true;
+    s->done = false;
+    atomic_store(&s->give_up, false);
+    CW_ASSERT(cw_queue_push(m->submitted, s) == CW_OK); /* as large as there are slots */
+    cw_net_wake(m->net);
+    *ticket = (uint64_t)i;
+    return CW_OK;
+}
+
+/* Returns with the lock held and the slot done, or the network thread ended. */
+static void wait_done(cw_mainland *m, slot *s)
+{
+    pthread_mutex_lock(&m->lock);
+    while (!s->done && !m->ended) {
+        if (!s->cancel || atomic_load(&s->give_up)) {
+            pthread_cond_wait(&m->changed, &m->lock);
+            continue;
+        }
+        if (atomic_load(s->cancel)) {
+            atomic_store(&s->give_up, true);
+            cw_net_wake(m->net);
+            continue;
+        }
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        t.tv_nsec += CANCEL_POLL_MS * 1000000;
+        if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
+        pthread_cond_timedwait(&m->changed, &m->lock, &t);
+    }
+}
+
+static cw_status collect(cw_experts *self, uint64_t ticket, cw_expert_reply *out, cw_err *err)
+{
+    cw_mainland *m = ((land_experts *)self)->m;
+    take_back(m);
+    CW_ASSERT(ticket < (uint64_t)m->n_slots && m->slots[ticket].in_use);
+    slot *s = &m->slots[ticket];
+    wait_done(m, s);
+    bool done = s->done;
+    cw_err ended = m->end_err;
+    pthread_mutex_unlock(&m->lock);
+    if (!done) {
+        s->in_use = false;
+        return CW_FAIL(err, ended.code, "%s", ended.text);
+    }
+    if (s->req.status != CW_OK) {
+        s->in_use = false;
+        return CW_FAIL(err, s->req.status, "%s", s->req.text);
+    }
+    m->handed_out = (int)ticket;
+    bool f16 = m->layers[s->req.layer].rows == CW__PB__REPLY_KIND__ROWS_F16;
+    *out = (cw_expert_reply){.kind = f16 ? CW_REPLY_ROWS_F16 : CW_REPLY_ROWS_F32, .f16 = f16 ? s->f16 : NULL, .e = f16 ? s->e : NULL, .f32 = f16 ? NULL : s->f32};
+    return CW_OK;
+}
+
+static void destroy(cw_experts *self)
+{
+    (void)self; /* lives in the mainland */
+}
+
+static const cw_experts_vtable vtable = {submit, collect, destroy};
+
+cw_experts *cw_mainland_experts(cw_mainland *m)
+{
+    m->experts = (land_experts){.base = {&vtable}, .m = m};
+    return &m->experts.base;
+}
