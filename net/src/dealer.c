@@ -21,6 +21,17 @@ static bool setup(const cw_net *n, net_link *l, const cw_address *a)
            zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) == 0;
 }
 
+/* `address` has a number for a host. */
+static void begin_connection(cw_net *n, net_link *l, const char *address, const cw_address *a)
+{
+    if (!(l->sock = zmq_socket(n->zmq, ZMQ_DEALER))) {
+        net_link_fail(n, l, "no socket for another connection");
+        return;
+    }
+    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || zmq_connect(l->sock, address) != 0)
+        net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));
+}
+
 void net_dealer_open(cw_net *n, const cw_action *act)
 {
     cw_address a;
@@ -33,16 +44,23 @@ void net_dealer_open(cw_net *n, const cw_action *act)
     l->deadline_us = n->now_us + (int64_t)(NET_CONNECT_MS + NET_HANDSHAKE_MS) * 1000 + NET_TICK_US;
     snprintf(l->address, sizeof l->address, "%s", act->text);
     cw_gate_outgoing(&l->gate, n->cfg.self);
-    if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK) {
-        net_link_fail(n, l, "%.120s", err.text);
-        return;
+    if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK) net_link_fail(n, l, "%.120s", err.text);
+    else if (n->n_live > n->cfg.max_peers) net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
+    else if (a.numeric) begin_connection(n, l, act->text, &a);
+    else if (!net_resolver_ask(n->resolver, l->id, &a)) net_link_fail(n, l, "too many host names wait to be looked up");
+}
+
+void net_dealers_resolved(cw_net *n)
+{
+    net_resolved r;
+    while (net_resolver_take(n->resolver, &r)) {
+        net_link *l = net_link_find(n, r.link);
+        cw_address a;
+        if (!l || l->state != NET_CONNECTING || l->sock || l->failing) continue; /* gave up meanwhile */
+        if (!r.address[0]) net_link_fail(n, l, "there is no host of the name in %.80s", l->address);
+        else if (cw_address_parse(r.address, CW_ADDRESS_CONNECT, &a, NULL) != CW_OK) net_link_fail(n, l, "the address of %.80s is none to connect to", l->address);
+        else begin_connection(n, l, r.address, &a);
     }
-    if (n->n_live > n->cfg.max_peers || !(l->sock = zmq_socket(n->zmq, ZMQ_DEALER))) {
-        net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
-        return;
-    }
-    if (!setup(n, l, &a) || !(l->mon = net_monitor_open(n, l->sock)) || zmq_connect(l->sock, act->text) != 0)
-        net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));
 }
 
 /* The handshake cannot have failed for our own key or messages: these are what a user can do something about. */

@@ -10,6 +10,7 @@
 #include "cw/gate.h"
 #include "cw/net.h"
 #include "map.h"
+#include "resolve.h"
 #include "zap.h"
 
 enum {
@@ -59,7 +60,7 @@ typedef enum {
 struct net_link {
     cw_link id;
     net_state state;
-    cw_gate gate;
+    cw_link_gate gate;
     cw_key key;
     cw_port port;
     char address[CW_ADDRESS_MAX]; /* the peer's, as far as it is known */
@@ -94,6 +95,7 @@ struct cw_net {
     cw_net_role role;
     void *zmq;
     net_zap *zap;
+    net_resolver *resolver;
     net_listener listeners[NET_MAX_LISTENERS];
     uint32_t n_listeners;
     net_link **links;
@@ -154,6 +156,8 @@ void net_listener_drop_half_open(net_listener *l, net_conn *c);
 
 /* dealer.c */
 void net_dealer_open(cw_net *n, const cw_action *a);
+/* Goes on with links whose host name has been looked up. */
+void net_dealers_resolved(cw_net *n);
 void net_dealer_monitor(cw_net *n, net_link *l);
 void net_dealer_receive(cw_net *n, net_link *l);
 void net_dealer_close(net_link *l);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #include "cw/address.h"
@@ -238,9 +239,10 @@ static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, 
     if (!(l->mon = net_monitor_open(n, l->sock))) return CW_FAIL(err, CW_STATUS_LIMIT, "cannot watch a socket: %s", zmq_strerror(errno));
     char endpoint[CW_ADDRESS_MAX + 16], last[CW_ADDRESS_MAX];
     size_t last_len = sizeof last;
-    /* ZeroMQ writes "any free port" as an asterisk. */
-    if (a->port) snprintf(endpoint, sizeof endpoint, "%s", address);
-    else snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:*" : "tcp://%s:*", a->host);
+    /* ZeroMQ writes "any free port" as an asterisk, and takes a host name here for that of a network interface. */
+    const char *host = strcasecmp(a->host, "localhost") == 0 ? "127.0.0.1" : a->host;
+    if (a->port) snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:%u" : "tcp://%s:%u", host, a->port);
+    else snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:*" : "tcp://%s:*", host);
     if (zmq_bind(l->sock, endpoint) != 0) {
         int e = zmq_errno();
         if (e == EADDRINUSE) return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: another program uses that port", address);

@@ -115,6 +115,8 @@ static void zap_died(void *ctx)
     wake(n);
 }
 
+static void resolved(void *ctx) { wake(ctx); }
+
 static cw_status start(cw_net *n, cw_err *err)
 {
     n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -125,7 +127,8 @@ static cw_status start(cw_net *n, cw_err *err)
     if (zmq_ctx_set(n->zmq, ZMQ_MAX_SOCKETS, limit > 0 && sockets > limit ? limit : sockets) != 0 || zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0)
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", zmq_strerror(errno));
     net_zap_config z = {.connect_rate = n->cfg.connect_rate, .fault_ms = n->cfg.fault_zap_ms, .on_death = zap_died, .ctx = n};
-    return net_zap_start(n->zmq, &z, &n->zap, err);
+    CW_TRY(net_zap_start(n->zmq, &z, &n->zap, err));
+    return net_resolver_new(resolved, n, &n->resolver, err);
 }
 
 cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **out, cw_err *err)
@@ -162,6 +165,7 @@ void cw_net_free(cw_net **np)
     cw_net *n = *np;
     if (!n) return;
     close_sockets(n);
+    net_resolver_free(&n->resolver);
     net_zap_stop(&n->zap); /* after the listeners: they are never without it */
     if (n->zmq)
         while (zmq_ctx_term(n->zmq) != 0 && errno == EINTR) {
@@ -259,6 +263,7 @@ static void woken(cw_net *n)
     ssize_t got = read(n->wake_fd, &count, sizeof count);
     (void)got;
     cut_revoked(n);
+    net_dealers_resolved(n);
     if (atomic_load(&n->zap_dead)) net_fatal(n, CW_STATUS_AUTH, "the ZAP handler has ended: nobody could be told from anybody else, so this process stops");
     if (atomic_exchange(&n->woken, false) && n->role.on_wake && !n->leaving) {
         n->role.on_wake(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);

@@ -7,6 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "cw/address.h"
+
 #define BAD(...) CW_FAIL(err, CW_STATUS_PROTOCOL, __VA_ARGS__)
 
 static bool is_len(ProtobufCBinaryData b, size_t n) { return b.len == n; }
@@ -47,7 +49,9 @@ static cw_status check_hello_body(const Cw__Pb__Hello *h, cw_err *err)
     if (h->ticket.len > 1024) return BAD("the ticket has %zu bytes", h->ticket.len);
     if (h->worker) {
         if (h->role != CW__PB__ROLE__ROLE_WORKER) return BAD("worker facts from something that is not a worker");
-        if (!is_text(h->worker->data_address, CW_ADDRESS_MAX - 1)) return BAD("the data address is not plain text");
+        /* It goes into an epoch, which every edge refuses whole if an address in it is none. */
+        cw_err why;
+        if (cw_address_parse(h->worker->data_address, CW_ADDRESS_CONNECT, NULL, &why) != CW_OK) return BAD("a data address nobody can connect to: %.200s", why.text);
         if (!is_text(h->worker->isa, 32)) return BAD("the instruction set's name is not plain text");
         if (!is_speed(h->worker->speed)) return BAD("the speed is not a number in range");
     } else if (h->role == CW__PB__ROLE__ROLE_WORKER && h->purpose == CW__PB__PURPOSE__PURPOSE_CONTROL) {
@@ -73,7 +77,7 @@ static cw_status check_welcome(const Cw__Pb__Envelope *env, cw_err *err)
     if (!is_len_or_none(w->model_digest, CW_DIGEST_BYTES)) return BAD("the model digest has %zu bytes", w->model_digest.len);
     if (!is_len_or_none(w->sign_key, CW_KEY_BYTES)) return BAD("the signing key has %zu bytes", w->sign_key.len);
     if (!is_text(w->model_name, 256)) return BAD("the model's name is not plain text");
-    if (!is_text(w->store_address, CW_ADDRESS_MAX - 1)) return BAD("the store's address is not plain text");
+    if (w->store_address[0] && cw_address_parse(w->store_address, CW_ADDRESS_CONNECT, NULL, NULL) != CW_OK) return BAD("the store's address is none");
     if (w->ticket.len > 1024) return BAD("the ticket has %zu bytes", w->ticket.len);
     if (w->heartbeat_ms < 10 || w->heartbeat_ms > 600000) return BAD("a heartbeat of %u ms is out of range", w->heartbeat_ms);
     if (w->revoked.len % CW_KEY_BYTES) return BAD("the revocation list is not whole");

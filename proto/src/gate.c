@@ -11,17 +11,17 @@ static const Cw__Pb__Hello *introduction(const cw_msg *m)
     return NULL;
 }
 
-void cw_gate_incoming(cw_gate *g, cw_side self, Cw__Pb__Purpose purpose)
+void cw_gate_incoming(cw_link_gate *g, cw_side self, Cw__Pb__Purpose purpose)
 {
-    *g = (cw_gate){.self = self, .purpose = purpose, .state = CW_GATE_NEW};
+    *g = (cw_link_gate){.self = self, .purpose = purpose, .state = CW_GATE_NEW};
 }
 
-void cw_gate_outgoing(cw_gate *g, cw_side self)
+void cw_gate_outgoing(cw_link_gate *g, cw_side self)
 {
-    *g = (cw_gate){.self = self, .state = CW_GATE_NEW, .outgoing = true};
+    *g = (cw_link_gate){.self = self, .state = CW_GATE_NEW, .outgoing = true};
 }
 
-void cw_gate_sent(cw_gate *g, const cw_msg *m)
+void cw_gate_sent(cw_link_gate *g, const cw_msg *m)
 {
     if (!g->outgoing || g->state != CW_GATE_NEW) return;
     const Cw__Pb__Hello *h = introduction(m);
@@ -31,13 +31,13 @@ void cw_gate_sent(cw_gate *g, const cw_msg *m)
     g->state = CW_GATE_INTRODUCED;
 }
 
-size_t cw_gate_header_max(const cw_gate *g)
+size_t cw_gate_header_max(const cw_link_gate *g)
 {
     /* An incoming peer stays small until it is admitted; a Welcome may carry a ticket and a long revocation list. */
     return g->outgoing || g->state == CW_GATE_ADMITTED ? CW_HEADER_MAX : CW_HELLO_MAX;
 }
 
-static cw_status first_of_incoming(cw_gate *g, const cw_msg *m, cw_err *err)
+static cw_status first_of_incoming(cw_link_gate *g, const cw_msg *m, cw_err *err)
 {
     const Cw__Pb__Hello *h = introduction(m);
     const char *kind = cw_msg_kind_name(m->env->body_case);
@@ -53,7 +53,7 @@ static cw_status first_of_incoming(cw_gate *g, const cw_msg *m, cw_err *err)
     return CW_OK;
 }
 
-static cw_status answer_to_outgoing(cw_gate *g, const cw_msg *m, cw_err *err)
+static cw_status answer_to_outgoing(cw_link_gate *g, const cw_msg *m, cw_err *err)
 {
     cw_msg_kind kind = m->env->body_case;
     if (!cw_msg_legal(g->self, g->peer, g->purpose, CW_PEER_NEW, kind))
@@ -62,7 +62,7 @@ static cw_status answer_to_outgoing(cw_gate *g, const cw_msg *m, cw_err *err)
     return CW_OK;
 }
 
-cw_status cw_gate_received(cw_gate *g, const cw_msg *m, cw_err *err)
+cw_status cw_gate_received(cw_link_gate *g, const cw_msg *m, cw_err *err)
 {
     cw_msg_kind kind = m->env->body_case;
     switch (g->state) {
@@ -80,7 +80,7 @@ cw_status cw_gate_received(cw_gate *g, const cw_msg *m, cw_err *err)
     return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s after a refusal", cw_msg_kind_name(kind));
 }
 
-void cw_gate_admit(cw_gate *g)
+void cw_gate_admit(cw_link_gate *g)
 {
     if (!g->outgoing && g->state == CW_GATE_INTRODUCED) g->state = CW_GATE_ADMITTED;
 }

@@ -41,10 +41,23 @@ static const rule rules[] = {
     K(BYE) = {FROM_C | FROM_W | FROM_E, TO_C | TO_W | TO_E, CONTROL | STORE | DATA, false},
 };
 
+/* Who meets whom where: workers and edges at the coordinator's control port, workers at its store, edges at a worker's data port. */
+static bool meet(cw_side a, cw_side b, Cw__Pb__Purpose purpose)
+{
+    unsigned both = 1u << a | 1u << b;
+    switch (purpose) {
+    case CW__PB__PURPOSE__PURPOSE_CONTROL: return both == (FROM_C | FROM_W) || both == (FROM_C | FROM_E);
+    case CW__PB__PURPOSE__PURPOSE_STORE: return both == (FROM_C | FROM_W);
+    case CW__PB__PURPOSE__PURPOSE_DATA: return both == (FROM_W | FROM_E);
+    default: return false;
+    }
+}
+
 bool cw_msg_legal(cw_side receiver, cw_side sender, Cw__Pb__Purpose purpose, cw_peer_state state, cw_msg_kind kind)
 {
     if ((unsigned)kind >= CW_ARRAY_LEN(rules)) return false;
     const rule *r = &rules[kind];
+    if (!meet(receiver, sender, purpose)) return false;
     if (!(r->from & 1 << sender) || !(r->to & 1 << receiver) || !(r->purpose & 1 << purpose)) return false;
     /* A second hello on an admitted link is as wrong as a call before the first. */
     return (state == CW_PEER_NEW) == r->new_peer;

@@ -2,7 +2,8 @@
  * Decoding with bounded memory, encoding, ownership of frames.
  *
  * protobuf-c allocates as the bytes tell it to, so it is given an allocator with a budget: a header of n bytes may
- * cost at most 64 n + 16 KiB (repeated empty submessages, the worst case, cost about 40 bytes of memory for 2 of wire).
+ * cost at most 8 n + 256 KiB in all. The costly honest case is a layer set with few experts: 7 bytes of wire cost about 150 of
+ * memory, but there are at most CW_WIRE_MAX_LAYERS of them; what grows with n is bit sets, at less than 4 n.
  */
 #include "cw/msg.h"
 
@@ -34,7 +35,7 @@ static void budget_free(void *ctx, void *p)
 
 static Cw__Pb__Envelope *unpack(const void *header, size_t len, bool *exhausted)
 {
-    budget b = {.left = 64 * len + 16384};
+    budget b = {.left = 8 * len + (256 << 10)};
     ProtobufCAllocator alloc = {.alloc = budget_alloc, .free = budget_free, .allocator_data = &b};
     Cw__Pb__Envelope *env = cw__pb__envelope__unpack(&alloc, len, header);
     *exhausted = b.exhausted;

@@ -16,17 +16,17 @@ typedef struct {
     Cw__Pb__Purpose purpose;
     enum { CW_GATE_NEW, CW_GATE_INTRODUCED, CW_GATE_ADMITTED, CW_GATE_ENDED } state;
     bool outgoing;
-} cw_gate;
+} cw_link_gate;
 
 /* A link that came in through a listener for `purpose`. */
-void cw_gate_incoming(cw_gate *g, cw_side self, Cw__Pb__Purpose purpose);
+void cw_gate_incoming(cw_link_gate *g, cw_side self, Cw__Pb__Purpose purpose);
 /* A link this process opened; purpose and peer become known with the Hello or Enrol that is sent first. */
-void cw_gate_outgoing(cw_gate *g, cw_side self);
+void cw_gate_outgoing(cw_link_gate *g, cw_side self);
 /* Before a message leaves. Sending anything but Hello or Enrol first on an outgoing link is our own bug (CW_ASSERT). */
-void cw_gate_sent(cw_gate *g, const cw_msg *m);
+void cw_gate_sent(cw_link_gate *g, const cw_msg *m);
 /* The header limit for the next message. */
-size_t cw_gate_header_max(const cw_gate *g);
+size_t cw_gate_header_max(const cw_link_gate *g);
 /* A decoded message has arrived. PROTOCOL with a sentence: it may not come now, the sender is to be cut. */
-CW_MUST_USE cw_status cw_gate_received(cw_gate *g, const cw_msg *m, cw_err *err);
+CW_MUST_USE cw_status cw_gate_received(cw_link_gate *g, const cw_msg *m, cw_err *err);
 /* The machine lets an incoming peer in; no effect on a link that is not waiting for that. */
-void cw_gate_admit(cw_gate *g);
+void cw_gate_admit(cw_link_gate *g);

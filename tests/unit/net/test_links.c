@@ -6,6 +6,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "cw/address.h"
 #include "cw/clock.h"
 #include "cw/mem.h"
 #include "party.h"
@@ -105,6 +106,28 @@ static void what_cannot_be_reached_is_down_soon(void **state)
         e = party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
         assert_true(e.text[0]);
     }
+    stop_both();
+}
+
+static void a_host_name_is_looked_up(void **state)
+{
+    (void)state;
+    snprintf(server.address, sizeof server.address, "tcp://localhost:0");
+    start_both();
+    cw_address a;
+    char named[CW_ADDRESS_MAX];
+    assert_int_equal(cw_address_parse(server.address, CW_ADDRESS_CONNECT, &a, NULL), CW_OK);
+    cw_address_text("localhost", a.port, named);
+    bool in = false;
+    for (int i = 0; i < 20 && !in; i++) { /* it may also mean ::1, where nobody listens */
+        size_t from = 0;
+        cw_link link = party_connect(&client, named, cw_keys_public(server.keys));
+        in = party_wait_ms(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME, 500, NULL);
+    }
+    assert_true(in);
+    cw_link link = party_connect(&client, "tcp://no-such-host.invalid:5570", cw_keys_public(server.keys));
+    party_event e = party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
+    if (!strstr(e.text, "no answer from")) assert_says(e.text, "no host of the name"); /* where a name server is out of reach */
     stop_both();
 }
 
@@ -291,6 +314,7 @@ int main(void)
         T(messages_come_back_in_order_and_whole),
         T(a_wrong_server_key_is_said_so),
         T(what_cannot_be_reached_is_down_soon),
+        T(a_host_name_is_looked_up),
         T(a_refusal_in_words_arrives_before_the_end),
         T(a_close_lets_what_was_sent_before_it_leave),
         T(the_last_words_of_a_party_that_stops_arrive),

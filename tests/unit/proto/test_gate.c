@@ -33,7 +33,7 @@ static cw_msg *of_kind(cw_msg_kind kind)
     return cw_msg_new(&env, NULL, 0);
 }
 
-static bool lets(cw_gate *g, cw_msg *m)
+static bool lets(cw_link_gate *g, cw_msg *m)
 {
     cw_err err = {0};
     cw_status s = cw_gate_received(g, m, &err);
@@ -45,7 +45,7 @@ static bool lets(cw_gate *g, cw_msg *m)
 static void a_stranger_says_hello_once_and_waits(void **state)
 {
     (void)state;
-    cw_gate g;
+    cw_link_gate g;
     cw_gate_incoming(&g, CW_SIDE_WORKER, CW__PB__PURPOSE__PURPOSE_DATA);
     assert_int_equal(cw_gate_header_max(&g), CW_HELLO_MAX);
     assert_false(lets(&g, of_kind(CW__PB__ENVELOPE__BODY_PING)));
@@ -62,7 +62,7 @@ static void a_stranger_says_hello_once_and_waits(void **state)
 static void a_hello_must_be_for_this_port(void **state)
 {
     (void)state;
-    cw_gate g;
+    cw_link_gate g;
     cw_gate_incoming(&g, CW_SIDE_COORDINATOR, CW__PB__PURPOSE__PURPOSE_STORE);
     assert_false(lets(&g, hello(CW__PB__ROLE__ROLE_WORKER, CW__PB__PURPOSE__PURPOSE_CONTROL)));
     cw_gate_admit(&g); /* nobody introduced himself */
@@ -74,7 +74,7 @@ static void our_hello_is_answered_before_anything_else(void **state)
 {
     (void)state;
     for (int refused = 0; refused < 2; refused++) {
-        cw_gate g;
+        cw_link_gate g;
         cw_gate_outgoing(&g, CW_SIDE_EDGE);
         assert_false(lets(&g, of_kind(CW__PB__ENVELOPE__BODY_WELCOME)));
         cw_msg *m = hello(CW__PB__ROLE__ROLE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA);
