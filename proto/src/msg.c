@@ -33,12 +33,42 @@ static void budget_free(void *ctx, void *p)
     cw_free(p);
 }
 
+static void strip_unknown(ProtobufCMessage *m);
+
+static void strip_field(const ProtobufCMessage *m, const ProtobufCFieldDescriptor *f)
+{
+    const char *base = (const char *)m;
+    if (f->type != PROTOBUF_C_TYPE_MESSAGE) return;
+    if (f->label == PROTOBUF_C_LABEL_REPEATED) {
+        size_t n = *(const size_t *)(const void *)(base + f->quantifier_offset);
+        ProtobufCMessage **items = *(ProtobufCMessage **const *)(const void *)(base + f->offset);
+        for (size_t i = 0; i < n; i++) strip_unknown(items[i]);
+        return;
+    }
+    /* Of a oneof only the member that its case names is there. */
+    bool oneof = f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF;
+    if (oneof && *(const uint32_t *)(const void *)(base + f->quantifier_offset) != f->id) return;
+    ProtobufCMessage *sub = *(ProtobufCMessage *const *)(const void *)(base + f->offset);
+    if (sub) strip_unknown(sub);
+}
+
+/* A later version's fields mean nothing here, and protobuf-c keeps even ones that it would not read back (number 0). */
+static void strip_unknown(ProtobufCMessage *m)
+{
+    for (unsigned i = 0; i < m->n_unknown_fields; i++) cw_free(m->unknown_fields[i].data);
+    cw_free(m->unknown_fields);
+    m->unknown_fields = NULL;
+    m->n_unknown_fields = 0;
+    for (unsigned i = 0; i < m->descriptor->n_fields; i++) strip_field(m, &m->descriptor->fields[i]);
+}
+
 static Cw__Pb__Envelope *unpack(const void *header, size_t len, bool *exhausted)
 {
     budget b = {.left = 8 * len + (256 << 10)};
     ProtobufCAllocator alloc = {.alloc = budget_alloc, .free = budget_free, .allocator_data = &b};
     Cw__Pb__Envelope *env = cw__pb__envelope__unpack(&alloc, len, header);
     *exhausted = b.exhausted;
+    if (env) strip_unknown(&env->base);
     return env;
 }
 

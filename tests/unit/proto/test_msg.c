@@ -186,6 +186,21 @@ static void decoding_memory_is_bounded(void **state)
     cw_free(h);
 }
 
+static void fields_of_a_later_version_are_dropped(void **state)
+{
+    (void)state;
+    /* Envelope.ping { t_us 7, and unknown fields 9 (varint) and 0 (eight bytes, which no parser should take) } */
+    static const uint8_t h[] = {0xb2, 0x01, 13, 0x08, 7, 0x48, 1, 0x81, 0x00, 0, 0, 0, 0, 0, 0, 0};
+    uint8_t header[sizeof h + 1] = {0};
+    memcpy(header, h, sizeof h);
+    header[2] = 14;
+    cw_msg *m = NULL;
+    assert_int_equal(cw_msg_decode(header, sizeof header, CW_HELLO_MAX, NULL, 0, &m, NULL), CW_OK);
+    assert_int_equal(m->env->ping->t_us, 7);
+    assert_int_equal(cw_msg_header_bytes(m->env), 5);
+    cw_msg_free(&m);
+}
+
 static void an_outbox_hands_actions_over_in_order(void **state)
 {
     (void)state;
@@ -218,6 +233,7 @@ int main(void)
         cmocka_unit_test(a_reply_must_be_the_one_asked_for),
         cmocka_unit_test(a_stranger_may_only_introduce_himself),
         cmocka_unit_test(decoding_memory_is_bounded),
+        cmocka_unit_test(fields_of_a_later_version_are_dropped),
         cmocka_unit_test(an_outbox_hands_actions_over_in_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
