@@ -40,6 +40,7 @@ typedef struct net_conn {
     int64_t since_us;
     uint64_t acked;   /* received bytes that are accounted for, a lower bound; see watch.c */
     uint64_t base;    /* received bytes at the last sample taken with empty queues; 0: used up */
+    uint32_t strikes; /* looks in a row at which it was over its limit */
     int64_t spoke_us; /* when the application last got a message */
     struct net_conn *prev, *next; /* half-open connections of a listener, oldest first */
 } net_conn;

@@ -346,17 +346,24 @@ static void one_round(cw_net *n)
     net_links_reap(n);
 }
 
-/* The machine's last words, and a moment for them to leave: until the peers have closed their ends, at most NET_STOP_US. */
+static bool any_closing(const cw_net *n)
+{
+    for (size_t i = 0; i < n->n_links; i++)
+        if (n->links[i]->state == NET_CLOSING) return true;
+    return false;
+}
+
+/* The machine's last words, and a moment for them and for what it closed just before to leave: until the peers have closed
+ * their ends, at most NET_STOP_US. */
 static void say_goodbye(cw_net *n)
 {
-    if (n->role.on_stop) {
-        n->role.on_stop(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
-        int64_t until = n->now_us + (n->out.n ? NET_STOP_US : 0);
-        drain_outbox(n);
-        n->leaving = true;
-        for (size_t i = 0; i < n->n_links; i++) net_link_close(n, n->links[i], false);
-        while (n->n_live > 0 && n->now_us < until && n->fatal.code == CW_OK) one_round(n);
-    }
+    if (n->role.on_stop) n->role.on_stop(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
+    bool words = n->out.n > 0;
+    drain_outbox(n);
+    n->leaving = true;
+    for (size_t i = 0; words && i < n->n_links; i++) net_link_close(n, n->links[i], false);
+    int64_t until = n->now_us + NET_STOP_US;
+    while (any_closing(n) && n->now_us < until && n->fatal.code == CW_OK) one_round(n);
     close_sockets(n);
 }
 

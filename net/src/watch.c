@@ -7,7 +7,8 @@
  * Accounted for (`acked`, a lower bound): the wire size of every message that was delivered; and, since a message that
  * is delivered after a moment when all queues were empty was completed after that moment, everything received up to
  * that moment. The second rule takes in handshakes, heartbeats and frames' overhead, which nobody delivers. Between messages a
- * silent peer's heartbeats are granted a few bytes a second.
+ * silent peer's heartbeats are granted a few bytes a second. A peer is cut when it is over its limit in two looks in a row, with
+ * the queues read in between: this thread may have been kept from running just before the first.
  */
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -54,8 +55,9 @@ static bool check(const cw_net *n, net_conn *c, bool drained, bool *hot)
     uint64_t got, limit = limit_of(n, c);
     if (!bytes_read(c->fd, &got)) return true;
     uint64_t ahead = got > c->acked ? got - c->acked : 0;
-    if (ahead > limit) return false;
     if (ahead > limit / 8) *hot = true;
+    c->strikes = ahead > limit ? c->strikes + 1 : 0;
+    if (c->strikes >= 2) return false;
     if (drained) c->base = got;
     return true;
 }
