@@ -6,6 +6,7 @@
  * written before the second half's attention of that layer reads them.
  */
 #include "engine_internal.h"
+#include "cw/log.h"
 #include "expert_internal.h"
 
 #include <string.h>
@@ -33,6 +34,8 @@ static cw_status load(cw_engine *e, const cw_gguf *g, const cw_engine_options *o
 {
     cw_model_tensors t;
     CW_TRY(cw_model_tensors_find(g, &e->config, &t, err));
+    size_t ignored = cw_gguf_tensor_count(g) - t.n_used;
+    if (ignored) CW_LOG_I("model", "tensors not used: count=%zu nextn_blocks=%d", ignored, e->config.n_nextn);
     bool experts = e->role == CW_ENGINE_LOCAL && e->config.n_experts > 0;
     cw_load_progress progress = {opt->progress, opt->progress_ctx, 0,
                                  t.bytes + (experts ? t.expert_bytes : 0)};

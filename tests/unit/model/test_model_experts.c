@@ -390,8 +390,9 @@ static void local_experts_answer_in_the_order_of_the_entries(void **state)
     cw_experts *x = NULL;
     cw_err err;
     assert_int_equal(cw_experts_local_new(w.set, kn(), NULL, ROWS, 3, &x, &err), CW_OK);
-    const cw_expert_entry entries[] = {{0, 3, .5f}, {0, 7, .25f}, {1, 0, 1},
-                                       {1, 3, 2},   {1, 7, -1},   {2, 7, 1}};
+    /* Weights of full precision, so that the order of the sums shows in their bits. */
+    const cw_expert_entry entries[] = {{0, 3, .37f},  {0, 7, .219f}, {1, 0, 1.13f},
+                                       {1, 3, 2.71f}, {1, 7, .613f}, {2, 7, 1.9f}};
     cw_expert_call call = {
         .layer = LAYER, .n_rows = 3, .d_model = 64, .a8 = &w.a8, .n_entries = 6, .entries = entries};
     uint64_t first, second;

@@ -32,6 +32,6 @@ model_spec model_spec_llama(void);
 model_spec model_spec_qwen2(void);
 
 uint8_t *model_file_bytes(const model_spec *spec, size_t *n);
-/* Opens it from memory; model_file_close frees both. Fails the test when it does not open. */
+/* Opens it from memory; model_file_close frees both. Aborts when it does not open. */
 cw_gguf *model_file_open(const model_spec *spec);
 void model_file_close(cw_gguf **g);
