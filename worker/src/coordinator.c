@@ -230,7 +230,7 @@ void coordinator_event(cw_worker *w, cw_event *ev, cw_outbox *out)
         w->co.last_heard_us = w->now_us;
         say_hello(w, out);
     } else if (ev->kind == CW_EV_LINK_DOWN) {
-        complain(w, "no connection to the coordinator at", ev->text);
+        complain(w, "cannot reach the coordinator at", ev->text);
         retry(w, cw_backoff_take(&w->co.backoff));
     } else {
         message(w, ev->msg, out);

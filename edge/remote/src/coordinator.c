@@ -183,7 +183,7 @@ void control_event(cw_edge *e, cw_event *ev, cw_outbox *out)
         say_hello(e, out);
     } else if (ev->kind == CW_EV_LINK_DOWN) {
         char text[CW_TEXT_MAX];
-        snprintf(text, sizeof text, "no connection to the coordinator at %.200s: %.128s", e->c.coordinator, ev->text);
+        snprintf(text, sizeof text, "cannot reach the coordinator at %.200s: %.128s", e->c.coordinator, ev->text);
         retry(e, text, cw_backoff_take(&e->co.backoff));
     } else if (ev->msg) {
         message(e, ev->msg, out);
