@@ -80,7 +80,7 @@ uint8_t *er_epoch(edge_rig *x, uint64_t term, uint64_t number, size_t *n)
 {
     Cw__Pb__EpochWorker w[WORKERS], *list[WORKERS];
     Cw__Pb__LayerSet s[WORKERS][LAYERS], *sets[WORKERS][LAYERS];
-    char name[WORKERS][8], address[WORKERS][32];
+    char name[WORKERS][16], address[WORKERS][48];
     for (int i = 0; i < x->n_workers; i++) {
         cw__pb__epoch_worker__init(&w[i]);
         snprintf(name[i], sizeof name[i], "w%d", i);
