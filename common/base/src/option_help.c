@@ -22,18 +22,19 @@ static void print_wrapped(const char *text, int col)
     }
 }
 
-/* Paragraphs with lines of at most WIDTH; line breaks in the text stay. */
+/* Paragraphs with lines of at most WIDTH. As in most text formats a single line break is a space, two begin a paragraph. */
 static void print_paragraphs(const char *text)
 {
-    for (int col = 0; *text; text++) {
+    int col = 0;
+    while (*text) {
+        size_t gap = strspn(text, " \n");
+        bool paragraph = gap >= 2 && strncmp(text, "\n\n", 2) == 0;
+        text += gap;
         size_t word = strcspn(text, " \n");
-        if (col > 0 && col + 1 + (int)word > WIDTH) col = printf("\n") - 1;
-        if (word > 0) {
-            col += printf("%s%.*s", col > 0 ? " " : "", (int)word, text);
-            text += word;
-        }
-        if (*text == '\n') col = printf("\n") - 1;
-        if (!*text) break;
+        if (paragraph) printf("\n\n"), col = 0;
+        if (col > 0 && col + 1 + (int)word > WIDTH) printf("\n"), col = 0;
+        if (word) col += printf("%s%.*s", col > 0 ? " " : "", (int)word, text);
+        text += word;
     }
     printf("\n");
 }
