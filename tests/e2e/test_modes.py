@@ -1,0 +1,128 @@
+"""How the edge chooses its mode, and what it does when the cluster goes away in the middle of an answer."""
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+from cluster import BIN, Cluster, PATIENCE, PROMPT, STUDENT, TEACHER, ask_local, eventually, parse_answer
+
+MODEL = "Causeway demo teacher"
+FALLBACK = "Causeway demo student"
+
+
+class Edge:
+    """`causeway run` of one cluster, with and without a join string."""
+
+    def __init__(self, cluster):
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("CAUSEWAY_")}
+        self.env["XDG_STATE_HOME"] = str(cluster.dir / "edge-state")
+
+    def run(self, *args, **options):
+        return subprocess.run([str(BIN / "causeway"), "run", *map(str, args)], capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, timeout=90 * PATIENCE, env=self.env, **options)
+
+    def start(self, *args):
+        return subprocess.Popen([str(BIN / "causeway"), "run", *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                stdin=subprocess.DEVNULL, env=self.env)
+
+
+class Auto(unittest.TestCase):
+    def test_the_cluster_is_remembered_and_missed(self):
+        local, _ = ask_local()
+        with Cluster() as c:
+            edge = Edge(c)
+            c.start_worker("a")
+            eventually("every expert is on the worker", lambda: c.admin_json("status")["covered"] == 128)
+            text, summary = parse_answer(edge.run("-p", PROMPT, "--json", "--join", c.join("edge"), "--wait", "30s"))
+            self.assertEqual((text, summary["mode"]), (local, "split"))
+            # Known by its key from now on: no join string.
+            r = edge.run("-p", PROMPT, "--json", "--wait", "30s")
+            text, summary = parse_answer(r)
+            self.assertEqual((text, summary["mode"]), (local, "split"), r.stderr)
+            # With its ticket it starts while the coordinator is down.
+            c.coordinator.stop()
+            r = edge.run("-p", PROMPT, "--json", "--wait", "30s")
+            text, summary = parse_answer(r)
+            self.assertEqual((text, summary["mode"]), (local, "split"), r.stderr)
+            # Nobody there: everything is computed here, and it says why.
+            for p in c.processes:
+                p.stop()
+            r = edge.run("-p", PROMPT, "--json", "--wait", "1s")
+            text, summary = parse_answer(r)
+            self.assertEqual((text, summary["mode"]), (local, "local"), r.stderr)
+            self.assertRegex(r.stderr, r"mode local with .* \(.+; every expert is here\)")
+            # Asked for split it fails, with a sentence.
+            r = edge.run("-p", PROMPT, "--mode", "split", "--wait", "1s")
+            self.assertEqual(r.returncode, 1, r.stderr)
+            self.assertRegex(r.stderr, r"causeway: \S.*")
+
+    def test_split_without_any_cluster_says_what_is_missing(self):
+        with Cluster() as c:
+            r = Edge(c).run("-p", PROMPT, "--mode", "split")
+            self.assertEqual(r.returncode, 1)
+            self.assertIn("--join", r.stderr)
+
+    def test_a_string_for_workers_is_refused_by_the_edge(self):
+        with Cluster() as c:
+            for mode in ("auto", "split"):
+                r = Edge(c).run("-p", PROMPT, "--mode", mode, "--join", c.join("worker"))
+                self.assertEqual(r.returncode, 1)
+                self.assertIn("worker", r.stderr)
+                self.assertEqual(r.stdout, "")
+
+    def test_the_join_string_may_come_by_four_ways(self):
+        with Cluster() as c, tempfile.NamedTemporaryFile("w") as f:
+            c.start_worker("a")
+            join = c.join("edge")
+            f.write(join + "\n")
+            f.flush()
+            common = [str(BIN / "causeway"), "run", "-q", "--mode", "split", "-p", PROMPT]
+            for i, (args, stdin, env) in enumerate([(["--join", join], "", {}), (["--join", f"@{f.name}"], "", {}),
+                                                    (["--join", "-"], join, {}), ([], "", {"CAUSEWAY_JOIN": join})]):
+                r = subprocess.run(common + args, input=stdin, capture_output=True, text=True, timeout=90 * PATIENCE,
+                                   env={**os.environ, "XDG_STATE_HOME": str(c.dir / f"edge-{i}"), **env})
+                self.assertEqual(r.returncode, 0, r.stderr)
+                self.assertIn("632", r.stdout)
+
+
+class TheTideComesIn(unittest.TestCase):
+    def test_the_fallback_goes_on_in_mid_sentence(self):
+        with Cluster() as c:
+            worker = c.start_worker("a")
+            edge = Edge(c)
+            # Hot enough never to end by itself.
+            p = edge.start("-m", TEACHER, "--fallback", STUDENT, "--mode", "split", "--join", c.join("edge"), "--raw", "-p", "Once upon a time",
+                           "-n", "1500", "--temp", "5", "--json")
+            lines = [json.loads(p.stdout.readline()) for _ in range(30)]
+            worker.popen.send_signal(signal.SIGKILL)
+            gone = time.monotonic()
+            out, err = p.communicate(timeout=60 * PATIENCE)
+            self.assertEqual(p.returncode, 0, err)
+            lines += [json.loads(line) for line in out.splitlines()]
+            summary = lines.pop()["summary"]
+            names = [line["model"] for line in lines]
+            self.assertEqual(set(names[:30]), {MODEL})
+            self.assertEqual(set(names), {MODEL, FALLBACK}, err)
+            first = names.index(FALLBACK)
+            self.assertEqual(set(names[first:]), {FALLBACK})
+            self.assertIn(f"{FALLBACK} goes on", err)
+            self.assertEqual((summary["tokens"], summary["ended_by_model"]), (1500, FALLBACK))
+            self.assertGreater(summary["fallback_tokens"], 0)
+            self.assertLess(time.monotonic() - gone, 45 * PATIENCE)
+
+    def test_without_a_fallback_the_answer_fails_with_a_sentence(self):
+        with Cluster() as c:
+            worker = c.start_worker("a")
+            p = Edge(c).start("-m", TEACHER, "--mode", "split", "--join", c.join("edge"), "--raw", "-p", "Once upon a time", "-n", "1500", "--temp", "5")
+            self.assertTrue(p.stdout.read(100))
+            worker.popen.send_signal(signal.SIGKILL)
+            _, err = p.communicate(timeout=60 * PATIENCE)
+            self.assertEqual(p.returncode, 1, err)
+            self.assertRegex(err, r"causeway: \S.*")
+
+
+if __name__ == "__main__":
+    unittest.main()
