@@ -78,6 +78,7 @@ struct net_link {
     /* outgoing */
     void *sock, *mon;
     bool drained; /* read empty in this round */
+    size_t item;  /* of the monitor in this round's poll, the socket's follows; 0: not polled */
 };
 
 struct net_listener {

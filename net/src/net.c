@@ -229,7 +229,7 @@ void net_deliver(cw_net *n, cw_event *ev)
         cw_msg_free(&ev->msg);
         return;
     }
-    ev->now_us = n->now_us;
+    ev->now_us = n->now_us = cw_now_us(); /* a round may be long, and machines measure with this */
     ev->wall_ms = cw_wall_ms();
     n->role.on_event(n->role.ctx, ev, &n->out);
     cw_msg_free(&ev->msg);
@@ -287,7 +287,9 @@ static bool fill_items(cw_net *n, size_t *n_items)
         n->items[k++] = (zmq_pollitem_t){.socket = n->listeners[i].sock, .events = ZMQ_POLLIN};
     }
     for (size_t i = 0; i < n->n_links; i++) {
-        if (!n->links[i]->sock) continue;
+        n->links[i]->item = 0;
+        if (!n->links[i]->sock || !n->links[i]->mon) continue;
+        n->links[i]->item = k;
         n->items[k++] = (zmq_pollitem_t){.socket = n->links[i]->mon, .events = ZMQ_POLLIN};
         n->items[k++] = (zmq_pollitem_t){.socket = n->links[i]->sock, .events = ZMQ_POLLIN};
     }
@@ -311,15 +313,23 @@ static long poll_ms(const cw_net *n)
     return us <= 0 ? 0 : (long)((us + 999) / 1000);
 }
 
+/* Whether the monitor or the socket whose items begin at `item` has something. Asking a socket that has nothing costs system
+ * calls, and an edge has many. */
+static bool is_ready(const cw_net *n, size_t item) { return n->items[item].revents || n->items[item + 1].revents; }
+
 static void receive_all(cw_net *n)
 {
     for (uint32_t i = 0; i < n->n_listeners; i++) {
-        net_listener_monitor(n, &n->listeners[i]);
-        net_listener_receive(n, &n->listeners[i]);
+        net_listener *l = &n->listeners[i];
+        l->drained = true;
+        if (!is_ready(n, 1 + 2 * i)) continue;
+        net_listener_monitor(n, l);
+        net_listener_receive(n, l);
     }
-    for (size_t i = 0; i < n->n_links; i++) { /* links that appear meanwhile are at the end and have nothing yet */
+    for (size_t i = 0; i < n->n_links; i++) { /* links that appear meanwhile are at the end and have no item yet */
         net_link *l = n->links[i];
-        if (!l->sock) continue;
+        l->drained = true;
+        if (!l->sock || !l->item || !is_ready(n, l->item)) continue;
         net_dealer_monitor(n, l);
         if (l->sock) net_dealer_receive(n, l);
     }
