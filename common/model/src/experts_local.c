@@ -96,7 +96,7 @@ static cw_status local_collect(cw_experts *self, uint64_t ticket, cw_expert_repl
     if (call->cancel && atomic_load(call->cancel))
         return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped on request");
 
-    int n_jobs;
+    int n_jobs = 0;
     CW_TRY(make_jobs(x, call, &n_jobs, err));
     cw_status s = cw_expert_run(x->kn, x->pool, x->jobs, n_jobs, x->scratch, err);
     for (int i = 0; i < n_jobs; i++) cw_expert_release(x->jobs[i].expert);
