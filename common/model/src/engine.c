@@ -13,19 +13,13 @@
 
 /* --- open, close --- */
 
-static cw_status load_experts(cw_engine *e, const cw_gguf *g, cw_load_progress *progress, cw_err *err)
+static cw_status load_experts(cw_engine *e, const cw_weight_reader *r)
 {
     const cw_model_config *c = &e->config;
-    CW_TRY(cw_expert_set_new(c->n_layers, c->n_experts, e->shapes, &e->set, err));
-    void *bounce = cw_pages_alloc(CW_BOUNCE_BYTES);
-    if (!bounce) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for loading experts");
-    cw_status s = CW_OK;
-    for (int l = c->n_dense; l < c->n_layers && s == CW_OK; l++)
-        for (int x = 0; x < c->n_experts && s == CW_OK; x++)
-            s = cw_expert_set_read(e->set, g, l, x, bounce, progress, err);
-    cw_pages_free(bounce, CW_BOUNCE_BYTES);
-    CW_TRY(s);
-    CW_TRY(cw_experts_local_new(e->set, e->kn, e->pool, e->max_rows, c->n_used, &e->local, err));
+    CW_TRY(cw_expert_set_new(c->n_layers, c->n_experts, e->shapes, &e->set, r->err));
+    for (int l = c->n_dense; l < c->n_layers; l++)
+        for (int x = 0; x < c->n_experts; x++) CW_TRY(cw_expert_set_read(e->set, r, l, x));
+    CW_TRY(cw_experts_local_new(e->set, e->kn, e->pool, e->max_rows, c->n_used, &e->local, r->err));
     e->experts = e->local;
     return CW_OK;
 }
@@ -39,9 +33,12 @@ static cw_status load(cw_engine *e, const cw_gguf *g, const cw_engine_options *o
     bool experts = e->role == CW_ENGINE_LOCAL && e->config.n_experts > 0;
     cw_load_progress progress = {opt->progress, opt->progress_ctx, 0,
                                  t.bytes + (experts ? t.expert_bytes : 0)};
-    cw_status s = cw_expert_shapes_read(g, &e->config, e->shapes, err);
-    if (s == CW_OK) s = cw_weights_load(g, &e->config, &t, &progress, &e->weights, err);
-    if (s == CW_OK && experts) s = load_experts(e, g, &progress, err);
+    cw_weight_reader r = {g, e->pool, cw_pages_alloc(CW_BOUNCE_BYTES), &progress, err};
+    cw_status s = r.bounce ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for loading weights");
+    if (s == CW_OK) s = cw_expert_shapes_read(g, &e->config, e->shapes, err);
+    if (s == CW_OK) s = cw_weights_load(&r, &e->config, &t, &e->weights);
+    if (s == CW_OK && experts) s = load_experts(e, &r);
+    cw_pages_free(r.bounce, CW_BOUNCE_BYTES);
     cw_model_tensors_drop(&t);
     return s;
 }
@@ -139,7 +136,7 @@ size_t cw_engine_weight_bytes(const cw_engine *e)
 static cw_status check_item(const cw_engine *e, const cw_batch_item *it, cw_err *err)
 {
     const cw_session *s = it->session;
-    CW_ASSERT(s->engine == e);
+    CW_ASSERT(s->engine == e && (it->n_logits <= 0 || it->logits));
     if (s->in_batch) return CW_FAIL(err, CW_STATUS_INVALID, "a session occurs twice in one batch");
     if (it->n_tokens < 1 || it->n_logits < 0 || it->n_logits > it->n_tokens)
         return CW_FAIL(err, CW_STATUS_INVALID, "%d tokens with %d rows of logits", it->n_tokens,

@@ -228,6 +228,7 @@ static cw_status report(run *r, int n_jobs, cw_err *err)
 cw_status cw_expert_run(const cw_kernels *kn, cw_pool *pool, cw_expert_job *jobs, int n_jobs,
                         cw_expert_scratch *scratch, cw_err *err)
 {
+    if (n_jobs == 0) return CW_OK;
     run r = {kn, jobs, scratch};
     bool mixed;
     int n_rows = lay_out(&r, n_jobs, &mixed);

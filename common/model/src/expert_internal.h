@@ -16,7 +16,5 @@ struct cw_expert {
     atomic_int refs; /* the set's own, and one per acquire */
 };
 
-/* cw_expert_set_add_from_gguf with the caller's bounce buffer (CW_BOUNCE_BYTES) and progress (may be NULL).
- */
-CW_MUST_USE cw_status cw_expert_set_read(cw_expert_set *s, const cw_gguf *g, int layer, int expert,
-                                         void *bounce, cw_load_progress *progress, cw_err *err);
+/* cw_expert_set_add_from_gguf with the caller's reader. */
+CW_MUST_USE cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int expert);

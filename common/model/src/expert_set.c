@@ -269,29 +269,28 @@ static cw_status find_slices(const cw_expert_set *s, const cw_gguf *g, int layer
     return CW_OK;
 }
 
-cw_status cw_expert_set_read(cw_expert_set *s, const cw_gguf *g, int layer, int expert, void *bounce,
-                             cw_load_progress *progress, cw_err *err)
+cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int expert)
 {
-    CW_TRY(check_free(s, layer, expert, err));
+    CW_TRY(check_free(s, layer, expert, r->err));
     const cw_gguf_tensor *t[CW_N_SLICES];
-    CW_TRY(find_slices(s, g, layer, t, err));
+    CW_TRY(find_slices(s, r->g, layer, t, r->err));
     cw_expert *e;
-    CW_TRY(make_expert(&s->shapes[layer], layer, expert, &e, err));
+    CW_TRY(make_expert(&s->shapes[layer], layer, expert, &e, r->err));
     for (int i = 0; i < CW_N_SLICES; i++) {
-        cw_status st = cw_weight_read(g, t[i], (int64_t)expert * e->w[i].n, &e->w[i], bounce, progress, err);
+        cw_status st = cw_weight_read(r, t[i], (int64_t)expert * e->w[i].n, &e->w[i]);
         if (st == CW_OK) continue;
         cw_expert_release(e);
         return st;
     }
-    return publish(s, e, err);
+    return publish(s, e, r->err);
 }
 
 cw_status cw_expert_set_add_from_gguf(cw_expert_set *s, const cw_gguf *g, int layer, int expert, cw_err *err)
 {
-    void *bounce = cw_pages_alloc(CW_BOUNCE_BYTES);
-    if (!bounce) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for reading an expert");
-    cw_status st = cw_expert_set_read(s, g, layer, expert, bounce, NULL, err);
-    cw_pages_free(bounce, CW_BOUNCE_BYTES);
+    cw_weight_reader r = {.g = g, .bounce = cw_pages_alloc(CW_BOUNCE_BYTES), .err = err};
+    if (!r.bounce) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for reading an expert");
+    cw_status st = cw_expert_set_read(s, &r, layer, expert);
+    cw_pages_free(r.bounce, CW_BOUNCE_BYTES);
     return st;
 }
 

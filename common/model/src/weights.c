@@ -4,6 +4,7 @@
 #include "rope.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 /* --- the store: blocks of pages, small things share one --- */
@@ -71,22 +72,54 @@ cw_status cw_load_progress_add(cw_load_progress *p, uint64_t bytes, cw_err *err)
     return CW_OK;
 }
 
-cw_status cw_weight_read(const cw_gguf *g, const cw_gguf_tensor *t, int64_t first_row, cw_weight *w,
-                         void *bounce, cw_load_progress *progress, cw_err *err)
+/* A run of rows, cut into pieces of whole panels that are read and packed side by side. */
+typedef struct {
+    const cw_weight_reader *r;
+    const cw_gguf_tensor *t;
+    int64_t first_row; /* of the weight, in the tensor */
+    cw_weight *w;
+    int64_t row, n; /* of the run, in the weight */
+    int pieces;
+    atomic_bool failed;
+} reading;
+
+static cw_status read_piece(const reading *x, int piece, int pieces, cw_err *err)
+{
+    int64_t panels = (x->n + CW_PANEL_ROWS - 1) / CW_PANEL_ROWS;
+    int64_t from = panels * piece / pieces * CW_PANEL_ROWS,
+            to = panels * (piece + 1) / pieces * CW_PANEL_ROWS;
+    if (to > x->n) to = x->n;
+    if (from == to) return CW_OK;
+    size_t bytes = (size_t)(to - from) * x->t->row_bytes;
+    uint64_t offset = (uint64_t)(x->first_row + x->row + from) * x->t->row_bytes;
+    uint8_t *buf = (uint8_t *)x->r->bounce + (size_t)from * x->t->row_bytes;
+    CW_TRY(cw_gguf_read(x->r->g, x->t, offset, bytes, buf, err));
+    cw_gguf_forget(x->r->g, x->t, offset, bytes);
+    if (cw_weight_pack(x->w, x->row + from, to - from, buf, err) != CW_OK)
+        return err ? cw_err_prefix(err, "tensor %s", x->t->name) : CW_STATUS_FORMAT;
+    return CW_OK;
+}
+
+static void read_task(void *ctx, int task, int thread)
+{
+    (void)thread;
+    reading *x = ctx;
+    if (read_piece(x, task, x->pieces, NULL) != CW_OK) atomic_store(&x->failed, true);
+}
+
+cw_status cw_weight_read(const cw_weight_reader *r, const cw_gguf_tensor *t, int64_t first_row, cw_weight *w)
 {
     int64_t at_once = (int64_t)(CW_BOUNCE_BYTES / t->row_bytes) / CW_PANEL_ROWS * CW_PANEL_ROWS;
     if (at_once == 0)
-        return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "tensor %s: rows of %zu bytes are too long", t->name,
+        return CW_FAIL(r->err, CW_STATUS_UNSUPPORTED, "tensor %s: rows of %zu bytes are too long", t->name,
                        t->row_bytes);
     for (int64_t row = 0; row < w->n; row += at_once) {
         int64_t n = w->n - row < at_once ? w->n - row : at_once;
-        uint64_t offset = (uint64_t)(first_row + row) * t->row_bytes;
-        size_t bytes = (size_t)n * t->row_bytes;
-        CW_TRY(cw_gguf_read(g, t, offset, bytes, bounce, err));
-        cw_gguf_forget(g, t, offset, bytes);
-        if (cw_weight_pack(w, row, n, bounce, err) != CW_OK)
-            return err ? cw_err_prefix(err, "tensor %s", t->name) : CW_STATUS_FORMAT;
-        CW_TRY(cw_load_progress_add(progress, bytes, err));
+        reading x = {r, t, first_row, w, row, n, cw_pool_threads(r->pool), false};
+        cw_pool_run(r->pool, read_task, &x, x.pieces);
+        /* What went wrong is found by doing it again in order: the same sentence whatever the threads. */
+        if (atomic_load(&x.failed)) CW_TRY(read_piece(&x, 0, 1, r->err));
+        CW_TRY(cw_load_progress_add(r->progress, (size_t)n * t->row_bytes, r->err));
     }
     return CW_OK;
 }
@@ -106,7 +139,7 @@ static cw_status load_matrix(loader *l, const cw_gguf_tensor *t, cw_weight *w)
     if (cw_weight_make(l, w, t->type, t->ne[1], t->ne[0]) != CW_OK)
         return l->err ? cw_err_prefix(l->err, "tensor %s", t->name) : CW_STATUS_FORMAT;
     l->w->all_f32 &= t->type == CW_TYPE_F32;
-    return cw_weight_read(l->g, t, 0, w, l->bounce, l->progress, l->err);
+    return cw_weight_read(l->r, t, 0, w);
 }
 
 /* Vectors (norms, biases) and the router's matrix become f32, whatever they are in the file. */
@@ -118,14 +151,14 @@ static cw_status load_f32(loader *l, const cw_gguf_tensor *t, float **out)
     float *v = cw_weight_store_alloc(l->w->store, (size_t)(t->ne[0] * rows) * sizeof *v);
     if (!v) return CW_FAIL(l->err, CW_STATUS_NO_MEMORY, "out of memory for tensor %s", t->name);
     for (int64_t r = 0; r < rows; r++) {
-        CW_TRY(cw_gguf_read(l->g, t, (uint64_t)r * t->row_bytes, t->row_bytes, l->bounce, l->err));
-        info->to_f32(l->bounce, v + r * t->ne[0], t->ne[0]);
+        CW_TRY(cw_gguf_read(l->r->g, t, (uint64_t)r * t->row_bytes, t->row_bytes, l->r->bounce, l->err));
+        info->to_f32(l->r->bounce, v + r * t->ne[0], t->ne[0]);
     }
     for (int64_t i = 0; i < t->ne[0] * rows; i++)
         if (!isfinite(v[i]))
             return CW_FAIL(l->err, CW_STATUS_FORMAT, "tensor %s: value %lld is not finite", t->name,
                            (long long)i);
-    CW_TRY(cw_load_progress_add(l->progress, t->bytes, l->err));
+    CW_TRY(cw_load_progress_add(l->r->progress, t->bytes, l->err));
     *out = v;
     return CW_OK;
 }
@@ -149,9 +182,9 @@ static cw_status load_embedding(loader *l, const cw_model_tensors *t)
     if (!rows) return CW_FAIL(l->err, CW_STATUS_NO_MEMORY, "out of memory for tensor %s", t->embd->name);
     for (size_t at = 0; at < t->embd->bytes;) {
         size_t n = t->embd->bytes - at < CW_BOUNCE_BYTES ? t->embd->bytes - at : CW_BOUNCE_BYTES;
-        CW_TRY(cw_gguf_read(l->g, t->embd, at, n, rows + at, l->err));
-        cw_gguf_forget(l->g, t->embd, at, n);
-        CW_TRY(cw_load_progress_add(l->progress, n, l->err));
+        CW_TRY(cw_gguf_read(l->r->g, t->embd, at, n, rows + at, l->err));
+        cw_gguf_forget(l->r->g, t->embd, at, n);
+        CW_TRY(cw_load_progress_add(l->r->progress, n, l->err));
         at += n;
     }
     w->embd = rows;
@@ -218,20 +251,18 @@ static cw_status load_all(loader *l, const cw_model_tensors *t)
     return CW_OK;
 }
 
-cw_status cw_weights_load(const cw_gguf *g, const cw_model_config *c, const cw_model_tensors *t,
-                          cw_load_progress *progress, cw_weights *out, cw_err *err)
+cw_status cw_weights_load(const cw_weight_reader *r, const cw_model_config *c, const cw_model_tensors *t,
+                          cw_weights *out)
 {
     cw_weights w = {.all_f32 = true};
     w.layers = cw_calloc((size_t)c->n_layers, sizeof *w.layers);
     w.store = cw_calloc(1, sizeof *w.store);
-    void *bounce = cw_pages_alloc(CW_BOUNCE_BYTES);
-    loader l = {g, c, progress, &w, bounce, err};
+    loader l = {r, c, &w, r->err};
     cw_status s = CW_OK;
-    if (!w.layers || !w.store || !bounce)
-        s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for loading weights");
+    if (!w.layers || !w.store)
+        s = CW_FAIL(r->err, CW_STATUS_NO_MEMORY, "out of memory for %d layers", c->n_layers);
     else
         s = load_all(&l, t);
-    cw_pages_free(bounce, CW_BOUNCE_BYTES);
     if (s != CW_OK) {
         cw_weights_drop(&w);
         return s;

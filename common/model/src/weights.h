@@ -7,6 +7,7 @@
 #pragma once
 #include "cw/gguf.h"
 #include "cw/model_config.h"
+#include "cw/pool.h"
 #include "cw/weight.h"
 #include "tensors.h"
 
@@ -51,20 +52,27 @@ typedef struct {
 
 CW_MUST_USE cw_status cw_load_progress_add(cw_load_progress *p, uint64_t bytes, cw_err *err);
 
-CW_MUST_USE cw_status cw_weights_load(const cw_gguf *g, const cw_model_config *c, const cw_model_tensors *t,
-                                      cw_load_progress *progress, cw_weights *out, cw_err *err);
+/* What reading from the file needs; one for a whole load. */
+enum { CW_BOUNCE_BYTES = 16 << 20 };
+typedef struct {
+    const cw_gguf *g;
+    cw_pool *pool;              /* NULL: the calling thread alone */
+    void *bounce;               /* CW_BOUNCE_BYTES */
+    cw_load_progress *progress; /* may be NULL */
+    cw_err *err;
+} cw_weight_reader;
+
+CW_MUST_USE cw_status cw_weights_load(const cw_weight_reader *r, const cw_model_config *c,
+                                      const cw_model_tensors *t, cw_weights *out);
 void cw_weights_drop(cw_weights *w);
 size_t cw_weights_bytes(const cw_weights *w);
 /* Row `token` of the embedding to x [d_model]. scratch: embd_row_bytes. */
 void cw_weights_embed(const cw_weights *w, int32_t token, float *x, void *scratch);
 
-/*
- * Packs rows [first_row, first_row + n) of tensor `t` (rows over all its dimensions) into `w`, which is
- * described by cw_weight_init already, reading through `bounce`. Shared with the expert set.
- */
-enum { CW_BOUNCE_BYTES = 16 << 20 };
-CW_MUST_USE cw_status cw_weight_read(const cw_gguf *g, const cw_gguf_tensor *t, int64_t first_row,
-                                     cw_weight *w, void *bounce, cw_load_progress *progress, cw_err *err);
+/* Packs rows [first_row, first_row + w->n) of tensor `t` (rows over all its dimensions) into `w`, which is
+ * described by cw_weight_init already. Shared with the expert set. */
+CW_MUST_USE cw_status cw_weight_read(const cw_weight_reader *r, const cw_gguf_tensor *t, int64_t first_row,
+                                     cw_weight *w);
 /* Type of the derived k_b: a quantised kv_b becomes Q8_0 (f32 where a head is no multiple of 32), others
  * stay. */
 uint32_t cw_derived_k_b_type(uint32_t kv_b_type, int d_nope);

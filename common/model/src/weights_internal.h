@@ -3,12 +3,10 @@
 #include "weights.h"
 
 typedef struct {
-    const cw_gguf *g;
+    const cw_weight_reader *r;
     const cw_model_config *c;
-    cw_load_progress *progress;
     cw_weights *w;
-    void *bounce; /* CW_BOUNCE_BYTES */
-    cw_err *err;
+    cw_err *err; /* r->err */
 } loader;
 
 /* Memory that lives as long as the weights, 64-byte aligned. NULL when memory is out. */

@@ -79,7 +79,7 @@ static cw_status derive_k_b(loader *l, const cw_gguf_tensor *kv_b, int head, der
     size_t bytes = (size_t)c->d_nope * kv_b->row_bytes, out_row;
     CW_ASSERT(cw_type_row_bytes(w->info->type, c->d_nope, &out_row));
     uint64_t first = (uint64_t)head * (uint64_t)(c->d_nope + c->d_v);
-    CW_TRY(cw_gguf_read(l->g, kv_b, first * kv_b->row_bytes, bytes, d->raw, l->err));
+    CW_TRY(cw_gguf_read(l->r->g, kv_b, first * kv_b->row_bytes, bytes, d->raw, l->err));
     for (int i = 0; i < c->d_nope; i++)
         info->to_f32(d->raw + (size_t)i * kv_b->row_bytes, d->rows + (size_t)i * (size_t)c->kv_lora,
                      c->kv_lora);
@@ -90,7 +90,7 @@ static cw_status derive_k_b(loader *l, const cw_gguf_tensor *kv_b, int head, der
     }
     if (cw_weight_pack(w, 0, w->n, d->out, l->err) != CW_OK)
         return l->err ? cw_err_prefix(l->err, "tensor %s, head %d", kv_b->name, head) : CW_STATUS_FORMAT;
-    return cw_load_progress_add(l->progress, bytes, l->err);
+    return cw_load_progress_add(l->r->progress, bytes, l->err);
 }
 
 static cw_status load_joint(loader *l, const cw_gguf_tensor *kv_b, cw_layer_weights *out)
@@ -113,7 +113,7 @@ static cw_status load_joint(loader *l, const cw_gguf_tensor *kv_b, cw_layer_weig
         if (s == CW_OK) s = derive_k_b(l, kv_b, h, &d, &out->k_b[h]);
         if (s == CW_OK) s = cw_weight_make(l, &out->v_b[h], kv_b->type, c->d_v, c->kv_lora);
         int64_t first = (int64_t)h * (c->d_nope + c->d_v) + c->d_nope;
-        if (s == CW_OK) s = cw_weight_read(l->g, kv_b, first, &out->v_b[h], l->bounce, l->progress, l->err);
+        if (s == CW_OK) s = cw_weight_read(l->r, kv_b, first, &out->v_b[h]);
     }
     drop(&d);
     return s;
@@ -124,11 +124,9 @@ static cw_status load_split(loader *l, const cw_layer_tensors *t, cw_layer_weigh
     const cw_model_config *c = l->c;
     for (int h = 0; h < c->n_heads; h++) {
         CW_TRY(cw_weight_make(l, &out->k_b[h], t->k_b->type, c->kv_lora, c->d_nope));
-        CW_TRY(cw_weight_read(l->g, t->k_b, (int64_t)h * c->kv_lora, &out->k_b[h], l->bounce, l->progress,
-                              l->err));
+        CW_TRY(cw_weight_read(l->r, t->k_b, (int64_t)h * c->kv_lora, &out->k_b[h]));
         CW_TRY(cw_weight_make(l, &out->v_b[h], t->v_b->type, c->d_v, c->kv_lora));
-        CW_TRY(
-            cw_weight_read(l->g, t->v_b, (int64_t)h * c->d_v, &out->v_b[h], l->bounce, l->progress, l->err));
+        CW_TRY(cw_weight_read(l->r, t->v_b, (int64_t)h * c->d_v, &out->v_b[h]));
     }
     l->w->all_f32 &= t->k_b->type == CW_TYPE_F32 && t->v_b->type == CW_TYPE_F32;
     return CW_OK;

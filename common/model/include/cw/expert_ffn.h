@@ -79,7 +79,7 @@ void cw_expert_release(const cw_expert *e);
  */
 typedef struct {
     const cw_expert *expert;
-    int n_rows;
+    int n_rows;              /* at least 1 */
     const cw_a8 *a8;         /* rows of d_model values (cw_a8_set_row checks what came from a peer) */
     const float *x;          /* rows of d_model values, dense */
     const int32_t *in_rows;  /* [n_rows] row of a8 or x that is input i; NULL: row i */
