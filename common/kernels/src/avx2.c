@@ -171,9 +171,9 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 #include "simd_ops.inc.h"
 
 /* clang-format off */
-/* The matrix products: 8 lanes, 4 rows. */
+/* The matrix products. */
 #define MATMUL(name) avx2_matmul_##name
-enum { LANES = 8, ROWS_MAX = 4, PREFETCH_BYTES = 2048 };
+enum { LANES = 8, Q_STRIPS = 1, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 4, PREFETCH_BYTES = 2048 };
 typedef __m256 vf;
 typedef __m256i vi;
 
@@ -220,27 +220,22 @@ static inline vi vi_lut(vi table, vi v) { return _mm256_shuffle_epi8(table, v); 
 
 #define SIGNED_CODES(bits, lut) ((bits) == 8 || (lut))
 
-static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const int g1, const int bits, const bool sgn,
-                               int32_t init)
+/* Sums of pairs of products in 16 bits, widened into the sum before they can saturate. */
+typedef struct {
+    vi pairs, sum;
+} vq;
+static inline vi vi_set1_32(const int8_t *p) { return _mm256_set1_epi32((int)cw_load_u32(p)); }
+static inline vq vq_begin(int32_t init) { return (vq){_mm256_setzero_si256(), _mm256_set1_epi32(init)}; }
+static inline vi vq_end(vq q) { return q.sum; }
+static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, const int g, const int bits, const bool sgn)
 {
-    const vi ones = _mm256_set1_epi16(1);
-    vi acc = _mm256_set1_epi32(init);
-    /* How many pair sums fit 16 bits before they must be widened: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127
-     * and 1 * 2 * 128 * 127 are all at most 32512. */
+    /* How many fit: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127 and 1 * 2 * 128 * 127 are all at most 32512.
+     * Blocks and their halves are whole runs, so vq_end finds nothing waiting. */
     const int run = sgn || bits == 8 ? 1 : bits == 6 ? 2 : bits == 5 ? 4 : 8;
-#pragma GCC unroll 8
-    for (int g = g0; g < g1;) {
-        vi pairs = _mm256_setzero_si256();
-#pragma GCC unroll 8
-        for (int t = 0; t < run && g < g1; t++, g++) {
-            vi b = _mm256_set1_epi32((int)cw_load_u32(x + 4 * g));
-            vi m = sgn ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[g]), _mm256_sign_epi8(b, w[g]))
-                       : _mm256_maddubs_epi16(w[g], b);
-            pairs = _mm256_add_epi16(pairs, m);
-        }
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, ones));
-    }
-    return acc;
+    vi m = sgn ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+    q.pairs = g % run == 0 ? m : _mm256_add_epi16(q.pairs, m);
+    if ((g + 1) % run == 0) q.sum = _mm256_add_epi32(q.sum, _mm256_madd_epi16(q.pairs, _mm256_set1_epi16(1)));
+    return q;
 }
 
 /* clang-format on */

@@ -146,9 +146,9 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 #include "simd_ops.inc.h"
 
 /* clang-format off */
-/* The matrix products: 16 lanes, 8 rows. */
+/* The matrix products. */
 #define MATMUL(name) avx512_matmul_##name
-enum { LANES = 16, ROWS_MAX = 8, PREFETCH_BYTES = 2048 };
+enum { LANES = 16, Q_STRIPS = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 2048 };
 typedef __m512 vf;
 typedef __m512i vi;
 
@@ -186,14 +186,14 @@ static inline vi vi_lut(vi table, vi v) { return _mm512_shuffle_epi8(table, v); 
 
 #define SIGNED_CODES(bits, lut) false
 
-static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const int g1, int bits, bool sgn, int32_t init)
+typedef vi vq;
+static inline vi vi_set1_32(const int8_t *p) { return _mm512_set1_epi32((int)cw_load_u32(p)); }
+static inline vq vq_begin(int32_t init) { return _mm512_set1_epi32(init); }
+static inline vi vq_end(vq q) { return q; }
+static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, int g, int bits, bool sgn)
 {
-    (void)bits;
-    (void)sgn;
-    vi acc = _mm512_set1_epi32(init);
-#pragma GCC unroll 8
-    for (int g = g0; g < g1; g++) acc = _mm512_dpbusd_epi32(acc, w[g], _mm512_set1_epi32((int)cw_load_u32(x + 4 * g)));
-    return acc;
+    (void)g, (void)bits, (void)sgn;
+    return _mm512_dpbusd_epi32(q, w, x);
 }
 
 /* clang-format on */

@@ -172,9 +172,9 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 #include "simd_ops.inc.h"
 
 /* clang-format off */
-/* The matrix products: 4 lanes, 8 rows. */
+/* The matrix products. */
 #define MATMUL(name) neon_matmul_##name
-enum { LANES = 4, ROWS_MAX = 8, PREFETCH_BYTES = 1024 };
+enum { LANES = 4, Q_STRIPS = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 1024 };
 typedef float32x4_t vf;
 typedef int32x4_t vi;
 
@@ -226,17 +226,14 @@ static inline vi vi_lut(vi table, vi v) { return of_u8(vqtbl1q_u8(u8(table), u8(
 
 #define SIGNED_CODES(bits, lut) ((bits) == 8 || (lut))
 
-static ALWAYS_INLINE vi vi_dot(const vi *w, const int8_t *x, const int g0, const int g1, int bits, bool sgn, int32_t init)
+typedef vi vq;
+static inline vi vi_set1_32(const int8_t *p) { return vreinterpretq_s32_u32(vdupq_n_u32(cw_load_u32(p))); }
+static inline vq vq_begin(int32_t init) { return vdupq_n_s32(init); }
+static inline vi vq_end(vq q) { return q; }
+static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, int g, int bits, bool sgn)
 {
-    (void)bits;
-    (void)sgn;
-    vi acc = vdupq_n_s32(init);
-#pragma GCC unroll 8
-    for (int g = g0; g < g1; g++) {
-        int8x16_t b = vreinterpretq_s8_u32(vdupq_n_u32(cw_load_u32(x + 4 * g)));
-        acc = vdotq_s32(acc, vreinterpretq_s8_s32(w[g]), b);
-    }
-    return acc;
+    (void)g, (void)bits, (void)sgn;
+    return vdotq_s32(q, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 }
 
 /* clang-format on */

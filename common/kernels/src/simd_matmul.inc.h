@@ -2,7 +2,7 @@
 /*
  * The matrix products, once for all vector instruction sets: lanes run across output rows, so every lane does
  * what the scalar reference does for its row, in the same order. The including file defines, for a vector of
- * LANES 32-bit lanes (16, 8 or 4; a panel is worked through 16 / LANES times):
+ * LANES 32-bit lanes (16, 8 or 4; a panel is 16 / LANES strips):
  *
  *   vf, vi                               vectors of f32 and of bytes or int32
  *   vf_zero vf_set1 vf_load vf_mul vf_from_i32
@@ -31,160 +31,229 @@ typedef struct {
     const int8_t *lut;
 } q_spec;
 
-/* The codes of 32 values of LANES rows: w[g] holds values 4g..4g+3 of each row. */
-static ALWAYS_INLINE void decode_codes(const q_spec s, const bool sgn, const uint8_t *q, vi *w)
+/* Group g of 32 values of LANES rows: values 4g..4g+3 of each. q: the planes, at the strip's first lane. */
+static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, const int g, vi table)
 {
     if (s.bits == 8) {
-#pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) {
-            w[g] = vi_load(q + 64 * g);
-            if (sgn) w[g] = vi_xor(w[g], vi_set1_8((char)0x80));
-        }
-        return;
-    }
-    const vi nibble = vi_set1_8(15);
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
         vi v = vi_load(q + 64 * g);
-        w[g] = vi_and(v, nibble);
-        w[g + 4] = vi_and(vi_shr(v, 4), nibble);
+        return sgn ? vi_xor(v, vi_set1_8((char)0x80)) : v;
     }
+    vi v = vi_load(q + 64 * (g % 4));
+    v = vi_and(g < 4 ? v : vi_shr(v, 4), vi_set1_8(15));
     if (s.bits == 5) {
         vi h = vi_load(q + 256);
-        const vi mask = vi_set1_8(16);
-#pragma GCC unroll 8
-        for (int g = 0; g < 8; g++)
-            w[g] = vi_or(w[g], vi_and(g < 4 ? vi_shl(h, 4 - g) : vi_shr(h, g - 4), mask));
+        v = vi_or(v, vi_and(g < 4 ? vi_shl(h, 4 - g) : vi_shr(h, g - 4), vi_set1_8(16)));
     }
     if (s.bits == 6) {
-        const vi mask = vi_set1_8(48);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) {
-            vi h = vi_load(q + 256 + 64 * v);
-            w[4 * v] = vi_or(w[4 * v], vi_and(vi_shl(h, 4), mask));
-            w[4 * v + 1] = vi_or(w[4 * v + 1], vi_and(vi_shl(h, 2), mask));
-            w[4 * v + 2] = vi_or(w[4 * v + 2], vi_and(h, mask));
-            w[4 * v + 3] = vi_or(w[4 * v + 3], vi_and(vi_shr(h, 2), mask));
-        }
+        vi h = vi_load(q + 256 + 64 * (g / 4));
+        h = g % 4 == 0 ? vi_shl(h, 4) : g % 4 == 1 ? vi_shl(h, 2) : g % 4 == 2 ? h : vi_shr(h, 2);
+        v = vi_or(v, vi_and(h, vi_set1_8(48)));
     }
-    if (s.lut) {
-        const vi table = vi_lut_load(s.lut, sgn);
+    return s.lut ? vi_lut(table, v) : v;
+}
+
+/* LANES columns of y: where their weights lie. Consecutive strips are halves of a panel, or panels. */
+typedef struct {
+    const uint8_t *panel;
+    int lane0;
+    int64_t col;
+    int n_cols;
+} strip;
+
+static inline strip strip_of(const cw_weight *w, int64_t index)
+{
+    int64_t col = index * LANES, left = w->n - col;
+    return (strip){.panel = w->data + (size_t)(col / CW_PANEL_ROWS) * w->panel_bytes,
+                   .lane0 = (int)(col % CW_PANEL_ROWS),
+                   .col = col,
+                   .n_cols = left < LANES ? (int)left : LANES};
+}
+
+/*
+ * The exact integer sums of one block for nr rows and ns strips. Groups are outermost: a weight is taken
+ * apart once for all rows, and the sums in flight do not wait for each other. Types with sub-block scales of
+ * 16 values go in two halves, whose sums are scaled in integers.
+ */
+static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int64_t *x_at, int64_t block,
+                                      const int nr, const uint8_t *const *q, const uint8_t *const *sc,
+                                      const int ns, vi isum[][Q_STRIPS])
+{
+    const bool sgn = SIGNED_CODES(s.bits, s.lut != NULL), sub16 = s.n_sub == s.block / 16;
+    const int offset = sgn ? 0 : s.bits == 8 || s.lut ? 128 : s.offset, halves = sub16 ? 2 : 1;
+    const vi table = s.lut ? vi_lut_load(s.lut, sgn) : vi_set1_8(0);
+#pragma GCC unroll 2
+    for (int h = 0; h < halves; h++) {
+        vq part[Q_ROWS][Q_STRIPS];
 #pragma GCC unroll 8
-        for (int g = 0; g < 8; g++) w[g] = vi_lut(table, w[g]);
+        for (int i = 0; i < nr; i++) {
+            int64_t at = x_at[i] + block;
+            int32_t xsum = !sub16 ? a->sum[at] : h == 0 ? a->lo[at] : a->sum[at] - a->lo[at];
+#pragma GCC unroll 2
+            for (int t = 0; t < ns; t++) part[i][t] = vq_begin(offset ? -offset * xsum : 0);
+        }
+#pragma GCC unroll 8
+        for (int g = 8 / halves * h; g < 8 / halves * (h + 1); g++) {
+            vi w[Q_STRIPS];
+#pragma GCC unroll 2
+            for (int t = 0; t < ns; t++) w[t] = group_of(s, sgn, q[t], g, table);
+#pragma GCC unroll 8
+            for (int i = 0; i < nr; i++) {
+                vi x = vi_set1_32(a->q + 32 * (x_at[i] + block) + 4 * g);
+#pragma GCC unroll 2
+                for (int t = 0; t < ns; t++) part[i][t] = vq_add(part[i][t], w[t], x, g, s.bits, sgn);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < nr; i++) {
+#pragma GCC unroll 2
+            for (int t = 0; t < ns; t++) {
+                vi v = vq_end(part[i][t]);
+                if (sub16) v = vi_mul32(v, vi_i8(sc[t] + CW_PANEL_ROWS * h));
+                isum[i][t] = h == 0 ? v : vi_add32(isum[i][t], v);
+            }
+        }
     }
 }
 
-/* nr rows of y from y_row0, LANES columns from lane0 of the panel. */
-static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const uint8_t *panel, int lane0, int32_t i0,
-                                 const int nr, int64_t col, int n_cols)
+/* nr rows of y from i0, ns strips: one value of x is read for ns products, one weight for nr. */
+static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *st, const int ns, int32_t i0,
+                                 const int nr)
 {
     const cw_layout l = cw_layout_of(s.block, s.n_sub, s.min, s.bits);
-    const bool sgn = SIGNED_CODES(s.bits, s.lut != NULL);
-    const int offset = sgn ? 0 : s.bits == 8 || s.lut ? 128 : s.offset;
+    const bool sub16 = s.n_sub == s.block / 16;
     const cw_a8 *a = mm->a8;
-    int64_t x_at[ROWS_MAX]; /* first block of the row */
-    vf acc[ROWS_MAX];
+    int64_t x_at[Q_ROWS]; /* block of x of each row */
+    vf acc[Q_ROWS][Q_STRIPS];
 #pragma GCC unroll 8
     for (int i = 0; i < nr; i++) {
         x_at[i] = cw_mm_source(mm, i0 + i) * (a->ld / 32);
-        acc[i] = vf_zero();
+#pragma GCC unroll 2
+        for (int t = 0; t < ns; t++) acc[i][t] = vf_zero();
     }
-    const uint8_t *u = panel;
     int64_t n_units = mm->w->k / s.block, block = 0;
-    for (int64_t unit = 0; unit < n_units; unit++, u += l.unit_bytes) {
-        vf d = vf_f16(u + 2 * lane0), dmin = vf_zero();
-        if (s.min != CW_MIN_NONE) dmin = vf_f16(u + l.dmin + 2 * lane0);
+    for (int64_t unit = 0, at_unit = 0; unit < n_units; unit++, at_unit += l.unit_bytes) {
         for (int sub = 0; sub < s.block / 32; sub++, block++) {
-            vi w[8];
-            decode_codes(s, sgn, u + l.q + sub * l.sub_bytes + 4 * lane0, w);
-            __builtin_prefetch(u + l.q + sub * l.sub_bytes + PREFETCH_BYTES);
-            vf w_scale = d, w_min = dmin;
-            if (s.n_sub && s.n_sub == s.block / 32) w_scale = vf_mul(d, vf_u8(u + l.sc + 16 * sub + lane0));
-            if (s.min == CW_MIN_SUB) w_min = vf_mul(dmin, vf_u8(u + l.m + 16 * sub + lane0));
+            vi isum[Q_ROWS][Q_STRIPS];
+            vf w_scale[Q_STRIPS], w_min[Q_STRIPS];
+            const uint8_t *q[Q_STRIPS], *sc[Q_STRIPS];
+#pragma GCC unroll 2
+            for (int t = 0; t < ns; t++) {
+                const uint8_t *u = st[t].panel + at_unit;
+                const int lane0 = st[t].lane0;
+                q[t] = u + l.q + sub * l.sub_bytes + 4 * lane0;
+                __builtin_prefetch(q[t] + PREFETCH_BYTES);
+                w_scale[t] = vf_f16(u + 2 * lane0);
+                if (s.n_sub && !sub16) w_scale[t] = vf_mul(w_scale[t], vf_u8(u + l.sc + 16 * sub + lane0));
+                if (s.min != CW_MIN_NONE) w_min[t] = vf_f16(u + l.dmin + 2 * lane0);
+                if (s.min == CW_MIN_SUB) w_min[t] = vf_mul(w_min[t], vf_u8(u + l.m + 16 * sub + lane0));
+                sc[t] = u + l.sc + 32 * sub + lane0;
+            }
+            block_isums(s, a, x_at, block, nr, q, sc, ns, isum);
 #pragma GCC unroll 8
             for (int i = 0; i < nr; i++) {
                 int64_t at = x_at[i] + block;
-                const int8_t *x = a->q + 32 * at;
-                vi isum;
-                if (s.n_sub == s.block / 16 && s.n_sub) {
-                    /* Sub-block scales of 16 values enter in integers. */
-                    int32_t lo = a->lo[at], hi = a->sum[at] - lo;
-                    vi i_lo = vi_dot(w, x, 0, 4, s.bits, sgn, -offset * lo);
-                    vi i_hi = vi_dot(w, x, 4, 8, s.bits, sgn, -offset * hi);
-                    i_lo = vi_mul32(i_lo, vi_i8(u + l.sc + 32 * sub + lane0));
-                    i_hi = vi_mul32(i_hi, vi_i8(u + l.sc + 32 * sub + 16 + lane0));
-                    isum = vi_add32(i_lo, i_hi);
-                } else {
-                    isum = vi_dot(w, x, 0, 8, s.bits, sgn, offset ? -offset * a->sum[at] : 0);
+                const vf x_scale = vf_set1(a->s[at]);
+#pragma GCC unroll 2
+                for (int t = 0; t < ns; t++) {
+                    acc[i][t] = vf_fma(vf_mul(w_scale[t], x_scale), vf_from_i32(isum[i][t]), acc[i][t]);
+                    if (s.min == CW_MIN_SUB) acc[i][t] = vf_fnma(w_min[t], vf_set1(a->ssum[at]), acc[i][t]);
+                    if (s.min == CW_MIN_F16) acc[i][t] = vf_fma(w_min[t], vf_set1(a->ssum[at]), acc[i][t]);
                 }
-                acc[i] = vf_fma(vf_mul(w_scale, vf_set1(a->s[at])), vf_from_i32(isum), acc[i]);
-                if (s.min == CW_MIN_SUB) acc[i] = vf_fnma(w_min, vf_set1(a->ssum[at]), acc[i]);
-                if (s.min == CW_MIN_F16) acc[i] = vf_fma(w_min, vf_set1(a->ssum[at]), acc[i]);
             }
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < nr; i++) vf_store_n(mm->y + (i0 + i) * mm->ldy + col, acc[i], n_cols);
+    for (int i = 0; i < nr; i++)
+#pragma GCC unroll 2
+        for (int t = 0; t < ns; t++)
+            vf_store_n(mm->y + (i0 + i) * mm->ldy + st[t].col, acc[i][t], st[t].n_cols);
 }
 
 typedef enum { KIND_F32, KIND_F16, KIND_BF16 } f_kind;
 
-static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const uint8_t *panel, int lane0,
-                                 int32_t i0, const int nr, int64_t col, int n_cols)
+static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip *st, const int ns,
+                                 int32_t i0, const int nr)
 {
     const int size = kind == KIND_F32 ? 4 : 2;
-    const float *x[ROWS_MAX];
-    vf acc[ROWS_MAX];
+    const float *x[F_ROWS];
+    const uint8_t *p[F_STRIPS];
+    vf acc[F_ROWS][F_STRIPS];
 #pragma GCC unroll 8
     for (int i = 0; i < nr; i++) {
         x[i] = mm->f32 + cw_mm_source(mm, i0 + i) * mm->ldx;
-        acc[i] = vf_zero();
+#pragma GCC unroll 2
+        for (int t = 0; t < ns; t++) acc[i][t] = vf_zero();
     }
-    const uint8_t *p = panel + lane0 * size;
-    for (int64_t k = 0; k < mm->w->k; k++, p += CW_PANEL_ROWS * size) {
-        vf w = kind == KIND_F32 ? vf_load(p) : kind == KIND_F16 ? vf_f16(p) : vf_bf16(p);
+#pragma GCC unroll 2
+    for (int t = 0; t < ns; t++) p[t] = st[t].panel + st[t].lane0 * size;
+    for (int64_t k = 0; k < mm->w->k; k++) {
+        vf w[F_STRIPS];
+#pragma GCC unroll 2
+        for (int t = 0; t < ns; t++) {
+            w[t] = kind == KIND_F32 ? vf_load(p[t]) : kind == KIND_F16 ? vf_f16(p[t]) : vf_bf16(p[t]);
+            p[t] += CW_PANEL_ROWS * size;
+        }
 #pragma GCC unroll 8
-        for (int i = 0; i < nr; i++) acc[i] = vf_fma(w, vf_set1(x[i][k]), acc[i]);
+        for (int i = 0; i < nr; i++) {
+            vf v = vf_set1(x[i][k]);
+#pragma GCC unroll 2
+            for (int t = 0; t < ns; t++) acc[i][t] = vf_fma(w[t], v, acc[i][t]);
+        }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < nr; i++) vf_store_n(mm->y + (i0 + i) * mm->ldy + col, acc[i], n_cols);
+    for (int i = 0; i < nr; i++)
+#pragma GCC unroll 2
+        for (int t = 0; t < ns; t++)
+            vf_store_n(mm->y + (i0 + i) * mm->ldy + st[t].col, acc[i][t], st[t].n_cols);
 }
 
-/* Panels outermost, so that one panel stays in the cache for all its rows; TILE(nr) does nr rows from i. */
-#define OVER_TILES(TILE)                                                                                     \
-    for (int64_t n = panel0; n < panel1; n++) {                                                              \
-        const uint8_t *panel = mm->w->data + (size_t)n * mm->w->panel_bytes;                                 \
-        for (int lane0 = 0; lane0 < CW_PANEL_ROWS; lane0 += LANES) {                                         \
-            int64_t col = n * CW_PANEL_ROWS + lane0, left = mm->w->n - col;                                  \
-            int n_cols = left < LANES ? (int)left : LANES;                                                   \
-            if (n_cols <= 0) break;                                                                          \
-            int32_t i = row0;                                                                                \
-            if (ROWS_MAX == 8)                                                                               \
-                for (; i + 8 <= row1; i += 8) TILE(8);                                                       \
-            for (; i + 4 <= row1; i += 4) TILE(4);                                                           \
-            if (i + 2 <= row1) {                                                                             \
-                TILE(2);                                                                                     \
-                i += 2;                                                                                      \
-            }                                                                                                \
-            if (i < row1) TILE(1);                                                                           \
+/* Rows of y from row0 in tiles of rows_max (8 or 4), then 4, 2, 1, for ns strips. */
+#define OVER_ROWS(TILE, rows_max, ns)                                                                        \
+    do {                                                                                                     \
+        int32_t i = row0;                                                                                    \
+        if ((rows_max) == 8)                                                                                 \
+            for (; i + 8 <= row1; i += 8) TILE(spec, mm, st, ns, i, (rows_max) == 8 ? 8 : 1);                \
+        for (; i + 4 <= row1; i += 4) TILE(spec, mm, st, ns, i, 4);                                          \
+        if (i + 2 <= row1) {                                                                                 \
+            TILE(spec, mm, st, ns, i, 2);                                                                    \
+            i += 2;                                                                                          \
         }                                                                                                    \
-    }
+        if (i < row1) TILE(spec, mm, st, ns, i, 1);                                                          \
+    } while (0)
+
+/*
+ * Strips outermost, so that a panel stays in the second-level cache for all its rows. (Cutting k into spans
+ * that fit the first level was measured: slower.) Strips wholly beyond n are left out.
+ */
+#define OVER_STRIPS(TILE, rows_max, strips)                                                                  \
+    do {                                                                                                     \
+        int64_t at = panel0 * (CW_PANEL_ROWS / LANES), end = panel1 * (CW_PANEL_ROWS / LANES);               \
+        int64_t last = (mm->w->n + LANES - 1) / LANES;                                                       \
+        if (end > last) end = last;                                                                          \
+        for (; at + (strips) <= end; at += (strips)) {                                                       \
+            strip st[strips];                                                                                \
+            for (int t = 0; t < (strips); t++) st[t] = strip_of(mm->w, at + t);                              \
+            OVER_ROWS(TILE, rows_max, strips);                                                               \
+        }                                                                                                    \
+        for (; at < end; at++) {                                                                             \
+            strip st[1] = {strip_of(mm->w, at)};                                                             \
+            OVER_ROWS(TILE, rows_max, 1);                                                                    \
+        }                                                                                                    \
+    } while (0)
 
 #define Q_TYPE(type, ...)                                                                                    \
     static void MATMUL(type)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t row0, int32_t row1)    \
     {                                                                                                        \
         const q_spec spec = {__VA_ARGS__};                                                                   \
-        OVER_TILES(Q_TILE)                                                                                   \
+        OVER_STRIPS(q_tile, Q_ROWS, Q_STRIPS);                                                               \
     }
-#define Q_TILE(nr) q_tile(spec, mm, panel, lane0, i, nr, col, n_cols)
 
 #define F_TYPE(type, kind)                                                                                   \
     static void MATMUL(type)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t row0, int32_t row1)    \
     {                                                                                                        \
         const f_kind spec = kind;                                                                            \
-        OVER_TILES(F_TILE)                                                                                   \
+        OVER_STRIPS(f_tile, F_ROWS, F_STRIPS);                                                               \
     }
-#define F_TILE(nr) f_tile(spec, mm, panel, lane0, i, nr, col, n_cols)
 
 static const int8_t iq4_nl_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1,    13,   25,  38,  53,  69,  89,  113};
