@@ -9,7 +9,7 @@
 typedef struct {
     const char *join, *name, *state, *listen, *advertise, *model, *isa;
     uint64_t memory, disk;
-    int64_t threads;
+    int64_t threads, fault_zap;
 } options;
 
 #define AT(field) offsetof(options, field)
@@ -26,6 +26,8 @@ static const cw_option rows[] = {
     {"model", 0, CW_OPT_STRING, AT(model), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0, "local copy of the cluster's model, so that nothing has to be pulled from the coordinator"},
     {"disk", 0, CW_OPT_SIZE, AT(disk), "SIZE", NULL, 0, 0, "4G", NULL, NULL, 0, "keep pulled chunks on disk up to this size, so that a restart is quick; 0: keep none"},
     {"isa", 0, CW_OPT_STRING, AT(isa), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0, "instruction set: scalar, avx2, avx512 or neon; without it the best of this machine (results are the same)"},
+    {"fault-zap", 0, CW_OPT_INT, AT(fault_zap), "MS", NULL, 0, 3600000, "0", NULL, "Faults on purpose", 0,
+     "for tests: the thread that lets peers in ends after MS milliseconds, upon which the worker must stop; 0: never"},
     {0},
 };
 
@@ -58,7 +60,7 @@ int main(int argc, char **argv)
     if (code >= 0) return code;
     if (cw_signal_install(&err) != CW_OK) return cw_program_fail(&program, &err);
     cw_worker_options wo = {.join = o.join, .name = o.name, .state = o.state, .listen = o.listen, .advertise = o.advertise,
-                            .memory = o.memory, .threads = (int)o.threads, .model = o.model, .disk = o.disk};
+                            .memory = o.memory, .threads = (int)o.threads, .model = o.model, .disk = o.disk, .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);
     if (s == CW_OK) s = cw_worker_run(&wo, &err);

@@ -216,7 +216,7 @@ static cw_status pick_address(shell *s, const char *bound, cw_err *err)
 static cw_status open_net(shell *s, cw_err *err)
 {
     cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
-    cw_net_config nc = {.self = CW_SIDE_WORKER, .keys = s->member.keys, .max_peers = 256}; /* default credit: small parts take three times their bytes in memory, and 64 MiB is the promise */
+    cw_net_config nc = {.self = CW_SIDE_WORKER, .keys = s->member.keys, .max_peers = 256, .fault_zap_ms = s->o->fault_zap_ms}; /* default credit: small parts take three times their bytes in memory, and 64 MiB is the promise */
     char bound[CW_ADDRESS_MAX];
     const char *listen = s->o->listen ? s->o->listen : "tcp://127.0.0.1:*";
     CW_TRY(cw_net_new(&nc, &role, &s->net, err));

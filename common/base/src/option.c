@@ -295,8 +295,10 @@ static cw_status pick_command(const cw_program *p, int argc, char **argv, const 
         *words = best_words;
         return CW_OK;
     }
-    if (argc == 0 || argv[0][0] == '-')
-        return CW_FAIL(err, CW_STATUS_INVALID, "which command? See %s --help", p->name);
+    if (argc == 0) return CW_FAIL(err, CW_STATUS_INVALID, "which command? See %s --help", p->name);
+    if (argv[0][0] == '-')
+        return CW_FAIL(err, CW_STATUS_INVALID, "which command? '%.40s' would come after it; see %s --help", argv[0],
+                       p->name);
     if (near && is_near(near_dist, strlen(argv[0])))
         return CW_FAIL(err, CW_STATUS_INVALID, "unknown command '%.40s'; did you mean '%s'?", argv[0],
                        near->name);

@@ -12,6 +12,7 @@ typedef struct {
     int threads;           /* 0: one per available CPU */
     const char *model;     /* local copy of the model file; NULL: pulled from the coordinator */
     uint64_t disk;         /* limit of the chunk cache; 0: none */
+    uint32_t fault_zap_ms;     /* cw_net_config's; 0: never */
     const cw_kernels *kernels;
 } cw_worker_options;
 
