@@ -1,6 +1,7 @@
 /*
- * An outgoing link: one DEALER, one connection, no reconnection by libzmq (it would deliver old messages to a restarted peer
- * without a hello). The monitor tells what became of it; the machine decides about another try, with a new link.
+ * An outgoing link: one DEALER, one connection, no reconnection by libzmq (it would deliver old messages to a
+ * restarted peer without a hello). The monitor tells what became of it; the machine decides about another
+ * try, with a new link.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,8 +17,10 @@ static bool setup(const cw_net *n, net_link *l, const cw_address *a)
     int off = 0, on = 1, never = -1, connect_ms = NET_CONNECT_MS, ipv6 = a->ipv6;
     return net_socket_setup(n, l->sock, CW_DATA_FRAME_MAX + NET_FRAME_SLACK) &&
            zmq_setsockopt(l->sock, ZMQ_CURVE_SERVERKEY, l->key.b, CW_KEY_BYTES) == 0 &&
-           zmq_setsockopt(l->sock, ZMQ_RECONNECT_IVL, &never, sizeof never) == 0 && zmq_setsockopt(l->sock, ZMQ_IMMEDIATE, &on, sizeof on) == 0 &&
-           zmq_setsockopt(l->sock, ZMQ_CONNECT_TIMEOUT, &connect_ms, sizeof connect_ms) == 0 && zmq_setsockopt(l->sock, ZMQ_PROBE_ROUTER, &off, sizeof off) == 0 &&
+           zmq_setsockopt(l->sock, ZMQ_RECONNECT_IVL, &never, sizeof never) == 0 &&
+           zmq_setsockopt(l->sock, ZMQ_IMMEDIATE, &on, sizeof on) == 0 &&
+           zmq_setsockopt(l->sock, ZMQ_CONNECT_TIMEOUT, &connect_ms, sizeof connect_ms) == 0 &&
+           zmq_setsockopt(l->sock, ZMQ_PROBE_ROUTER, &off, sizeof off) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) == 0;
 }
 
@@ -44,10 +47,14 @@ void net_dealer_open(cw_net *n, const cw_action *act)
     l->deadline_us = n->now_us + (int64_t)(NET_CONNECT_MS + NET_HANDSHAKE_MS) * 1000 + NET_TICK_US;
     snprintf(l->address, sizeof l->address, "%s", act->text);
     cw_gate_outgoing(&l->gate, n->cfg.self);
-    if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK) net_link_fail(n, l, "%.120s", err.text);
-    else if (n->n_live > n->cfg.max_peers) net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
-    else if (a.numeric) begin_connection(n, l, act->text, &a);
-    else if (!net_resolver_ask(n->resolver, l->id, &a)) net_link_fail(n, l, "too many host names wait to be looked up");
+    if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK)
+        net_link_fail(n, l, "%.120s", err.text);
+    else if (n->n_live > n->cfg.max_peers)
+        net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
+    else if (a.numeric)
+        begin_connection(n, l, act->text, &a);
+    else if (!net_resolver_ask(n->resolver, l->id, &a))
+        net_link_fail(n, l, "too many host names wait to be looked up");
 }
 
 void net_dealers_resolved(cw_net *n)
@@ -57,17 +64,23 @@ void net_dealers_resolved(cw_net *n)
         net_link *l = net_link_find(n, r.link);
         cw_address a;
         if (!l || l->state != NET_CONNECTING || l->sock || l->failing) continue; /* gave up meanwhile */
-        if (!r.address[0]) net_link_fail(n, l, "there is no host of the name in %.80s", l->address);
-        else if (cw_address_parse(r.address, CW_ADDRESS_CONNECT, &a, NULL) != CW_OK) net_link_fail(n, l, "the address of %.80s is none to connect to", l->address);
-        else begin_connection(n, l, r.address, &a);
+        if (!r.address[0])
+            net_link_fail(n, l, "there is no host of the name in %.80s", l->address);
+        else if (cw_address_parse(r.address, CW_ADDRESS_CONNECT, &a, NULL) != CW_OK)
+            net_link_fail(n, l, "the address of %.80s is none to connect to", l->address);
+        else
+            begin_connection(n, l, r.address, &a);
     }
 }
 
-/* The handshake cannot have failed for our own key or messages: these are what a user can do something about. */
+/* The handshake cannot have failed for our own key or messages: these are what a user can do something about.
+ */
 static const char *handshake_failure(uint16_t event, uint32_t value)
 {
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) return "the peer refuses this key: it is revoked, or came too often in a short time";
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH) return "the peer does not speak CURVE: the port belongs to another program";
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        return "the peer refuses this key: it is revoked, or came too often in a short time";
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+        return "the peer does not speak CURVE: the port belongs to another program";
     return "the server's key is not the one in the join string, or the port belongs to another program";
 }
 

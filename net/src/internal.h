@@ -1,7 +1,8 @@
 /*
- * The parts of the reactor. net.c runs the loop and carries out actions; link.c keeps the links; listener.c reads ROUTERs and
- * their monitors; dealer.c is the same for outgoing links; wire.c moves one message; watch.c cuts peers that run ahead.
- * Everything here belongs to the thread of cw_net_run, but for what is marked atomic.
+ * The parts of the reactor. net.c runs the loop and carries out actions; link.c keeps the links; listener.c
+ * reads ROUTERs and their monitors; dealer.c is the same for outgoing links; wire.c moves one message;
+ * watch.c cuts peers that run ahead. Everything here belongs to the thread of cw_net_run, but for what is
+ * marked atomic.
  */
 #pragma once
 #include <stdatomic.h>
@@ -15,18 +16,19 @@
 
 enum {
     NET_MAX_LISTENERS = 4,
-    NET_TICK_US = 100000,         /* CW_EV_TICK at least this often */
-    NET_HANDSHAKE_MS = 3000,      /* libzmq's limit for the CURVE handshake */
-    NET_CONNECT_MS = 2000,        /* and for the TCP connection */
-    NET_FIRST_WORD_US = 2000000,  /* after the handshake: one message; after that message: admission */
-    NET_CLOSE_US = 1000000,       /* what was sent before a close has this long to leave */
-    NET_STOP_US = 300000,         /* and the last words of a process that stops this long */
-    NET_FORGET_US = 10000000,     /* a dead link's routing id is remembered: messages may still be on their way to us */
+    NET_TICK_US = 100000,        /* CW_EV_TICK at least this often */
+    NET_HANDSHAKE_MS = 3000,     /* libzmq's limit for the CURVE handshake */
+    NET_CONNECT_MS = 2000,       /* and for the TCP connection */
+    NET_FIRST_WORD_US = 2000000, /* after the handshake: one message; after that message: admission */
+    NET_CLOSE_US = 1000000,      /* what was sent before a close has this long to leave */
+    NET_STOP_US = 300000,        /* and the last words of a process that stops this long */
+    NET_FORGET_US =
+        10000000, /* a dead link's routing id is remembered: messages may still be on their way to us */
     NET_WATCH_US = 50000,
-    NET_WATCH_HOT_US = 5000,      /* while somebody is far ahead: a fast link brings 2 MB in that time */
-    NET_FRAME_SLACK = 4096,       /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
+    NET_WATCH_HOT_US = 5000, /* while somebody is far ahead: a fast link brings 2 MB in that time */
+    NET_FRAME_SLACK = 4096,  /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
     NET_WHY_MAX = 128,
-    NET_RECV_BURST = 256,         /* messages taken from one socket before others have a turn */
+    NET_RECV_BURST = 256, /* messages taken from one socket before others have a turn */
 };
 
 typedef struct net_link net_link;
@@ -35,17 +37,18 @@ typedef struct net_listener net_listener;
 /* One TCP connection, as a monitor reported it. */
 typedef struct net_conn {
     int fd;
-    net_link *link;   /* NULL: nothing came yet (half open) */
-    bool cut;         /* we shut it down; the monitor will say so */
+    net_link *link; /* NULL: nothing came yet (half open) */
+    bool cut;       /* we shut it down; the monitor will say so */
     int64_t since_us;
-    uint64_t acked;   /* received bytes that are accounted for, a lower bound; see watch.c */
-    uint64_t base;    /* received bytes at the last sample taken with empty queues; 0: used up */
-    uint32_t strikes; /* looks in a row at which it was over its limit */
-    int64_t spoke_us; /* when the application last got a message */
+    uint64_t acked;               /* received bytes that are accounted for, a lower bound; see watch.c */
+    uint64_t base;                /* received bytes at the last sample taken with empty queues; 0: used up */
+    uint32_t strikes;             /* looks in a row at which it was over its limit */
+    int64_t spoke_us;             /* when the application last got a message */
     struct net_conn *prev, *next; /* half-open connections of a listener, oldest first */
 } net_conn;
 
-/* Bytes of raw frames that libzmq still holds for a link; outlives the link until the last frame is released. */
+/* Bytes of raw frames that libzmq still holds for a link; outlives the link until the last frame is released.
+ */
 typedef struct {
     atomic_int refs;
     atomic_size_t bytes;
@@ -55,7 +58,8 @@ typedef enum {
     NET_CONNECTING, /* outgoing, before the handshake is done */
     NET_UP,
     NET_CLOSING, /* the machine is done with it; what comes is dropped; cut at the deadline */
-    NET_DEAD,    /* no event will come any more; an incoming one is kept for a while to recognise late messages */
+    NET_DEAD, /* no event will come any more; an incoming one is kept for a while to recognise late messages
+               */
 } net_state;
 
 struct net_link {
@@ -114,7 +118,8 @@ struct cw_net {
     int wake_fd;
     atomic_bool stop, woken, revoked, zap_dead;
     struct {
-        atomic_uint_least64_t links_in, links_out, blamed, overrun, silent, handshakes_failed, bytes_in, bytes_out;
+        atomic_uint_least64_t links_in, links_out, blamed, overrun, silent, handshakes_failed, bytes_in,
+            bytes_out;
     } count;
 };
 
@@ -126,10 +131,12 @@ void net_fatal(cw_net *n, cw_status code, const char *fmt, ...) CW_PRINTF(3, 4);
 void net_deliver(cw_net *n, cw_event *ev);
 
 /* link.c */
-/* A link in the table, without sockets; NULL and fatal when memory is out. id 0: the next one for an incoming link. */
+/* A link in the table, without sockets; NULL and fatal when memory is out. id 0: the next one for an incoming
+ * link. */
 CW_MUST_USE net_link *net_link_new(cw_net *n, cw_link id);
 net_link *net_link_find(const cw_net *n, cw_link id);
-/* LINK_DOWN will be delivered in this round, the connection is let go. Ignored for links whose machine is done with them. */
+/* LINK_DOWN will be delivered in this round, the connection is let go. Ignored for links whose machine is
+ * done with them. */
 void net_link_fail(cw_net *n, net_link *l, const char *fmt, ...) CW_PRINTF(3, 4);
 /* Cuts the connection, remembers the key, and fails the link. */
 void net_link_blame(cw_net *n, net_link *l, const char *fmt, ...) CW_PRINTF(3, 4);
@@ -147,7 +154,8 @@ void net_link_message(cw_net *n, net_link *l, struct net_parts *p);
 void net_links_finish_gone(cw_net *n);
 
 /* listener.c */
-CW_MUST_USE cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound, cw_err *err);
+CW_MUST_USE cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound,
+                                        cw_err *err);
 void net_listener_free(net_listener *l);
 void net_listener_monitor(cw_net *n, net_listener *l);
 void net_listener_receive(cw_net *n, net_listener *l);

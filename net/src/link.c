@@ -1,6 +1,7 @@
 /*
- * The links: made, failed, blamed, closed, forgotten. A link whose machine has been told LINK_DOWN, or that the machine
- * closed, is dead; an incoming one stays in the table for a while so that its late messages are recognised and dropped.
+ * The links: made, failed, blamed, closed, forgotten. A link whose machine has been told LINK_DOWN, or that
+ * the machine closed, is dead; an incoming one stays in the table for a while so that its late messages are
+ * recognised and dropped.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,9 +15,16 @@
 /* Ids are unique in the process, whatever number of nets it runs. */
 static atomic_uint_least64_t next_incoming = 1;
 
-static uint64_t rid_key(const net_link *l) { return (uint64_t)(l->from->index + 1) << 32 | (uint64_t)l->rid[1] << 24 | (uint64_t)l->rid[2] << 16 | (uint64_t)l->rid[3] << 8 | l->rid[4]; }
+static uint64_t rid_key(const net_link *l)
+{
+    return (uint64_t)(l->from->index + 1) << 32 | (uint64_t)l->rid[1] << 24 | (uint64_t)l->rid[2] << 16 |
+           (uint64_t)l->rid[3] << 8 | l->rid[4];
+}
 
-net_link *net_link_find(const cw_net *n, cw_link id) { return id ? net_map_get(&n->by_id, id) : NULL; }
+net_link *net_link_find(const cw_net *n, cw_link id)
+{
+    return id ? net_map_get(&n->by_id, id) : NULL;
+}
 
 net_link *net_link_new(cw_net *n, cw_link id)
 {
@@ -75,7 +83,8 @@ void net_link_blame(cw_net *n, net_link *l, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(why, sizeof why, fmt, ap);
     va_end(ap);
-    CW_LOG_W("net", "peer cut link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address, why);
+    CW_LOG_W("net", "peer cut link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address,
+             why);
     NET_COUNT(n, blamed, 1);
     if (l->from) {
         net_zap_ban(n->zap, &l->key, n->cfg.ban_s);
@@ -89,13 +98,15 @@ void net_link_close(cw_net *n, net_link *l, bool at_once)
     if (l->state == NET_DEAD) return;
     l->failing = false; /* the machine has let go of it: no LINK_DOWN */
     if (!at_once && l->state == NET_UP && l->conn) {
-        /* It stays open and is read, to nowhere: a descriptor that is closed with unread bytes resets the connection, and what
-         * was sent before would be lost. The peer ends it, or the deadline does. */
+        /* It stays open and is read, to nowhere: a descriptor that is closed with unread bytes resets the
+         * connection, and what was sent before would be lost. The peer ends it, or the deadline does. */
         l->state = NET_CLOSING;
         l->deadline_us = n->now_us + NET_CLOSE_US;
     } else if (at_once || l->state != NET_CLOSING) {
-        if (l->from) net_listener_cut(n, l);
-        else net_dealer_close(l);
+        if (l->from)
+            net_listener_cut(n, l);
+        else
+            net_dealer_close(l);
         now_dead(n, l);
     }
 }
@@ -121,7 +132,8 @@ void net_links_finish_gone(cw_net *n)
 {
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
-        if (l->gone && l->state != NET_DEAD) net_link_fail(n, l, "%s", l->why[0] ? l->why : "the connection was closed or lost");
+        if (l->gone && l->state != NET_DEAD)
+            net_link_fail(n, l, "%s", l->why[0] ? l->why : "the connection was closed or lost");
     }
 }
 
@@ -133,8 +145,10 @@ void net_links_settle(cw_net *n)
             net_link *l = n->links[i];
             if (!l->failing) continue;
             l->failing = false;
-            if (l->from) net_listener_cut(n, l);
-            else net_dealer_close(l);
+            if (l->from)
+                net_listener_cut(n, l);
+            else
+                net_dealer_close(l);
             now_dead(n, l);
             cw_event ev = {.kind = CW_EV_LINK_DOWN, .link = l->id, .port = l->port, .key = l->key};
             snprintf(ev.text, sizeof ev.text, "%s", l->why);
@@ -185,7 +199,8 @@ void net_link_send(cw_net *n, net_link *l, cw_msg **m)
     CW_ASSERT(l->state == NET_UP); /* a machine sends on an outgoing link only after LINK_UP */
     cw_gate_sent(&l->gate, *m);
     uint64_t bytes = 0;
-    switch (net_message_send(l->from ? l->from->sock : l->sock, l->from ? l->rid : NULL, m, l->backlog, n->cfg.queue_bytes, &bytes)) {
+    switch (net_message_send(l->from ? l->from->sock : l->sock, l->from ? l->rid : NULL, m, l->backlog,
+                             n->cfg.queue_bytes, &bytes)) {
     case NET_SENT:
         l->stats.bytes_out += bytes;
         l->stats.messages_out++;
@@ -213,12 +228,16 @@ void net_link_message(cw_net *n, net_link *l, net_parts *p)
         net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to receive a message");
     } else if (p->n_parts == 0 || p->n_parts > 1 + CW_MSG_MAX_FRAMES) {
         net_link_blame(n, l, "a message of %u parts", p->n_parts);
-    } else if (cw_msg_decode(zmq_msg_data(&p->header), zmq_msg_size(&p->header), cw_gate_header_max(&l->gate), p->frames, p->n_frames, &m, &err) != CW_OK) {
-        if (err.code == CW_STATUS_NO_MEMORY) net_fatal(n, err.code, "%s", err.text);
-        else net_link_blame(n, l, "%s", err.text);
+    } else if (cw_msg_decode(zmq_msg_data(&p->header), zmq_msg_size(&p->header), cw_gate_header_max(&l->gate),
+                             p->frames, p->n_frames, &m, &err) != CW_OK) {
+        if (err.code == CW_STATUS_NO_MEMORY)
+            net_fatal(n, err.code, "%s", err.text);
+        else
+            net_link_blame(n, l, "%s", err.text);
     } else {
         p->n_frames = 0; /* the message owns them */
-        if (cw_gate_received(&l->gate, m, &err) != CW_OK) net_link_blame(n, l, "%s", err.text);
+        if (cw_gate_received(&l->gate, m, &err) != CW_OK)
+            net_link_blame(n, l, "%s", err.text);
         else {
             cw_event ev = {.kind = CW_EV_MESSAGE, .link = l->id, .port = l->port, .key = l->key, .msg = m};
             m = NULL;

@@ -1,11 +1,12 @@
 /*
  * A listener: a ROUTER that everybody may knock at, and the monitor that tells which descriptors are whose.
  *
- * A peer is known by the routing id that libzmq made for its connection (never reused), the descriptor its messages came
- * through (ZMQ_SRCFD) and its CURVE key (User-Id, set by the ZAP handler and read from the header part: libzmq 4.3.4 drops
- * it from the routing-id part). A descriptor is reused by the next connection, but libzmq reports its end before it closes it,
- * and reports the next ACCEPTED before that connection's first message can be read; so the monitor is read empty before
- * a descriptor is bound to a new peer and before one is shut down.
+ * A peer is known by the routing id that libzmq made for its connection (never reused), the descriptor its
+ * messages came through (ZMQ_SRCFD) and its CURVE key (User-Id, set by the ZAP handler and read from the
+ * header part: libzmq 4.3.4 drops it from the routing-id part). A descriptor is reused by the next
+ * connection, but libzmq reports its end before it closes it, and reports the next ACCEPTED before that
+ * connection's first message can be read; so the monitor is read empty before a descriptor is bound to a new
+ * peer and before one is shut down.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -25,12 +26,17 @@ static const Cw__Pb__Purpose purposes[] = {
     [CW_PORT_STORE] = CW__PB__PURPOSE__PURPOSE_STORE,
     [CW_PORT_DATA] = CW__PB__PURPOSE__PURPOSE_DATA,
 };
-/* Largest part a correct peer sends to each port: control and store are asked for things, data carries rows. */
-static const int64_t max_parts[] = {[CW_PORT_CONTROL] = CW_HEADER_MAX, [CW_PORT_STORE] = CW_HELLO_MAX, [CW_PORT_DATA] = CW_DATA_FRAME_MAX};
+/* Largest part a correct peer sends to each port: control and store are asked for things, data carries rows.
+ */
+static const int64_t max_parts[] = {
+    [CW_PORT_CONTROL] = CW_HEADER_MAX, [CW_PORT_STORE] = CW_HELLO_MAX, [CW_PORT_DATA] = CW_DATA_FRAME_MAX};
 
 /* --- connections --- */
 
-static net_conn *conn_of_fd(const net_listener *l, int fd) { return fd >= 0 && (size_t)fd < l->n_by_fd ? l->by_fd[fd] : NULL; }
+static net_conn *conn_of_fd(const net_listener *l, int fd)
+{
+    return fd >= 0 && (size_t)fd < l->n_by_fd ? l->by_fd[fd] : NULL;
+}
 
 static void unlink_half_open(net_listener *l, net_conn *c)
 {
@@ -100,10 +106,15 @@ void net_listener_monitor(cw_net *n, net_listener *l)
     uint32_t value;
     while (net_monitor_read(l->mon, &event, &value)) {
         net_conn *c = conn_of_fd(l, (int)value);
-        if (event == ZMQ_EVENT_ACCEPTED) conn_accepted(n, l, (int)value);
-        else if (event == ZMQ_EVENT_DISCONNECTED && c) conn_gone(l, c);
-        else if (event == ZMQ_EVENT_ACCEPT_FAILED) CW_LOG_W("net", "a connection could not be accepted: %s", strerror((int)value));
-        else if (event & (ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)) NET_COUNT(n, handshakes_failed, 1);
+        if (event == ZMQ_EVENT_ACCEPTED)
+            conn_accepted(n, l, (int)value);
+        else if (event == ZMQ_EVENT_DISCONNECTED && c)
+            conn_gone(l, c);
+        else if (event == ZMQ_EVENT_ACCEPT_FAILED)
+            CW_LOG_W("net", "a connection could not be accepted: %s", strerror((int)value));
+        else if (event & (ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                          ZMQ_EVENT_HANDSHAKE_FAILED_AUTH))
+            NET_COUNT(n, handshakes_failed, 1);
     }
 }
 
@@ -119,7 +130,8 @@ void net_listener_cut(cw_net *n, net_link *l)
 
 static uint64_t rid_key(const net_listener *l, const uint8_t rid[5])
 {
-    return (uint64_t)(l->index + 1) << 32 | (uint64_t)rid[1] << 24 | (uint64_t)rid[2] << 16 | (uint64_t)rid[3] << 8 | rid[4];
+    return (uint64_t)(l->index + 1) << 32 | (uint64_t)rid[1] << 24 | (uint64_t)rid[2] << 16 |
+           (uint64_t)rid[3] << 8 | rid[4];
 }
 
 static bool key_of(const net_parts *p, cw_key *key)
@@ -137,7 +149,8 @@ static void turn_away(cw_net *n, net_conn *c, net_listener *l, const cw_key *key
     if (c) net_listener_drop_half_open(l, c);
 }
 
-/* A routing id that is not known: a new peer, or the last words of a connection that is gone. NULL: not to be talked to. */
+/* A routing id that is not known: a new peer, or the last words of a connection that is gone. NULL: not to be
+ * talked to. */
 static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_key *key)
 {
     int fd = zmq_msg_get(&p->header, ZMQ_SRCFD);
@@ -149,7 +162,8 @@ static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_ke
         return NULL;
     }
     if (n->n_live >= n->cfg.max_peers) {
-        CW_LOG_W("net", "peer turned away port=%s reason=\"%u peers are the limit\"", port_names[l->port], n->cfg.max_peers);
+        CW_LOG_W("net", "peer turned away port=%s reason=\"%u peers are the limit\"", port_names[l->port],
+                 n->cfg.max_peers);
         net_listener_drop_half_open(l, c);
         return NULL;
     }
@@ -198,14 +212,16 @@ static void handle(cw_net *n, net_listener *l, net_parts *p)
         snprintf(ev.text, sizeof ev.text, "%.120s", link->address);
         net_deliver(n, &ev);
     }
-    if (!link) net_parts_free(p);
+    if (!link)
+        net_parts_free(p);
     else if (!cw_key_equal(&key, &link->key)) {
         net_parts_free(p);
         net_link_blame(n, link, "its key changed");
     } else {
         bool was_new = link->gate.state == CW_GATE_NEW;
         net_link_message(n, link, p);
-        if (was_new && link->deadline_us != INT64_MAX && link->state == NET_UP) link->deadline_us = n->now_us + NET_FIRST_WORD_US;
+        if (was_new && link->deadline_us != INT64_MAX && link->state == NET_UP)
+            link->deadline_us = n->now_us + NET_FIRST_WORD_US;
     }
 }
 
@@ -220,7 +236,8 @@ void net_listener_receive(cw_net *n, net_listener *l)
             return;
         }
         if (r == NET_RECV_BROKEN) {
-            net_fatal(n, CW_STATUS_IO, "reading the %s port failed: %s", port_names[l->port], zmq_strerror(errno));
+            net_fatal(n, CW_STATUS_IO, "reading the %s port failed: %s", port_names[l->port],
+                      zmq_strerror(errno));
             return;
         }
         handle(n, l, &p);
@@ -229,27 +246,40 @@ void net_listener_receive(cw_net *n, net_listener *l)
 
 /* --- life --- */
 
-static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, const cw_address *a, char *bound, cw_err *err)
+static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, const cw_address *a,
+                               char *bound, cw_err *err)
 {
     int on = 1, backlog = 256, ipv6 = a->ipv6;
-    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK) || zmq_setsockopt(l->sock, ZMQ_CURVE_SERVER, &on, sizeof on) != 0 ||
-        zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 || zmq_setsockopt(l->sock, ZMQ_BACKLOG, &backlog, sizeof backlog) != 0 ||
-        zmq_setsockopt(l->sock, ZMQ_ZAP_DOMAIN, "causeway", 8) != 0 || zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) != 0)
-        return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "this libzmq lacks something we need: %s", zmq_strerror(errno));
-    if (!(l->mon = net_monitor_open(n, l->sock))) return CW_FAIL(err, CW_STATUS_LIMIT, "cannot watch a socket: %s", zmq_strerror(errno));
+    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK) ||
+        zmq_setsockopt(l->sock, ZMQ_CURVE_SERVER, &on, sizeof on) != 0 ||
+        zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
+        zmq_setsockopt(l->sock, ZMQ_BACKLOG, &backlog, sizeof backlog) != 0 ||
+        zmq_setsockopt(l->sock, ZMQ_ZAP_DOMAIN, "causeway", 8) != 0 ||
+        zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) != 0)
+        return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "this libzmq lacks something we need: %s",
+                       zmq_strerror(errno));
+    if (!(l->mon = net_monitor_open(n, l->sock)))
+        return CW_FAIL(err, CW_STATUS_LIMIT, "cannot watch a socket: %s", zmq_strerror(errno));
     char endpoint[CW_ADDRESS_MAX + 16], last[CW_ADDRESS_MAX];
     size_t last_len = sizeof last;
-    /* ZeroMQ writes "any free port" as an asterisk, and takes a host name here for that of a network interface. */
+    /* ZeroMQ writes "any free port" as an asterisk, and takes a host name here for that of a network
+     * interface. */
     const char *host = strcasecmp(a->host, "localhost") == 0 ? "127.0.0.1" : a->host;
-    if (a->port) snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:%u" : "tcp://%s:%u", host, a->port);
-    else snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:*" : "tcp://%s:*", host);
+    if (a->port)
+        snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:%u" : "tcp://%s:%u", host, a->port);
+    else
+        snprintf(endpoint, sizeof endpoint, a->ipv6 ? "tcp://[%s]:*" : "tcp://%s:*", host);
     if (zmq_bind(l->sock, endpoint) != 0) {
         int e = zmq_errno();
-        if (e == EADDRINUSE) return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: another program uses that port", address);
-        if (e == ENODEV || e == EADDRNOTAVAIL) return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: this machine has no such address", address);
+        if (e == EADDRINUSE)
+            return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: another program uses that port", address);
+        if (e == ENODEV || e == EADDRNOTAVAIL)
+            return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: this machine has no such address",
+                           address);
         return CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: %s", address, zmq_strerror(e));
     }
-    if (zmq_getsockopt(l->sock, ZMQ_LAST_ENDPOINT, last, &last_len) != 0) return CW_FAIL(err, CW_STATUS_IO, "cannot tell the port of %s", address);
+    if (zmq_getsockopt(l->sock, ZMQ_LAST_ENDPOINT, last, &last_len) != 0)
+        return CW_FAIL(err, CW_STATUS_IO, "cannot tell the port of %s", address);
     if (bound) snprintf(bound, CW_ADDRESS_MAX, "%s", last);
     return CW_OK;
 }
@@ -258,13 +288,17 @@ cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *
 {
     cw_address a;
     CW_TRY(cw_address_parse(address, CW_ADDRESS_LISTEN, &a, err));
-    if (n->n_listeners == NET_MAX_LISTENERS) return CW_FAIL(err, CW_STATUS_LIMIT, "at most %d ports can be listened on", NET_MAX_LISTENERS);
+    if (n->n_listeners == NET_MAX_LISTENERS)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "at most %d ports can be listened on", NET_MAX_LISTENERS);
     net_listener *l = &n->listeners[n->n_listeners];
     *l = (net_listener){.index = n->n_listeners, .port = port};
-    if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER))) return CW_FAIL(err, CW_STATUS_LIMIT, "no socket for %s: %s", address, zmq_strerror(errno));
+    if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER)))
+        return CW_FAIL(err, CW_STATUS_LIMIT, "no socket for %s: %s", address, zmq_strerror(errno));
     cw_status s = bind_listener(n, l, address, &a, bound, err);
-    if (s == CW_OK) n->n_listeners++;
-    else net_listener_free(l);
+    if (s == CW_OK)
+        n->n_listeners++;
+    else
+        net_listener_free(l);
     return s;
 }
 

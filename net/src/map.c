@@ -4,7 +4,10 @@
 #include "cw/mem.h"
 
 /* Fibonacci hashing: ids count upwards, neighbours must not share a cluster. */
-static size_t slot_of(const net_map *m, uint64_t key) { return (size_t)((key * 0x9e3779b97f4a7c15u) >> 32) & (m->cap - 1); }
+static size_t slot_of(const net_map *m, uint64_t key)
+{
+    return (size_t)((key * 0x9e3779b97f4a7c15u) >> 32) & (m->cap - 1);
+}
 
 void net_map_free(net_map *m)
 {

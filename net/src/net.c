@@ -30,11 +30,16 @@ bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame)
 {
     int linger = 0, hwm = (int)n->cfg.queue_messages, handshake = NET_HANDSHAKE_MS;
     int beat = (int)n->cfg.heartbeat_ms, dead = 3 * beat, curve_public = CW_KEY_BYTES;
-    return zmq_setsockopt(sock, ZMQ_LINGER, &linger, sizeof linger) == 0 && zmq_setsockopt(sock, ZMQ_SNDHWM, &hwm, sizeof hwm) == 0 &&
-           zmq_setsockopt(sock, ZMQ_RCVHWM, &hwm, sizeof hwm) == 0 && zmq_setsockopt(sock, ZMQ_HANDSHAKE_IVL, &handshake, sizeof handshake) == 0 &&
-           zmq_setsockopt(sock, ZMQ_HEARTBEAT_IVL, &beat, sizeof beat) == 0 && zmq_setsockopt(sock, ZMQ_HEARTBEAT_TIMEOUT, &dead, sizeof dead) == 0 &&
-           zmq_setsockopt(sock, ZMQ_HEARTBEAT_TTL, &dead, sizeof dead) == 0 && zmq_setsockopt(sock, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame) == 0 &&
-           zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, (size_t)curve_public) == 0 &&
+    return zmq_setsockopt(sock, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
+           zmq_setsockopt(sock, ZMQ_SNDHWM, &hwm, sizeof hwm) == 0 &&
+           zmq_setsockopt(sock, ZMQ_RCVHWM, &hwm, sizeof hwm) == 0 &&
+           zmq_setsockopt(sock, ZMQ_HANDSHAKE_IVL, &handshake, sizeof handshake) == 0 &&
+           zmq_setsockopt(sock, ZMQ_HEARTBEAT_IVL, &beat, sizeof beat) == 0 &&
+           zmq_setsockopt(sock, ZMQ_HEARTBEAT_TIMEOUT, &dead, sizeof dead) == 0 &&
+           zmq_setsockopt(sock, ZMQ_HEARTBEAT_TTL, &dead, sizeof dead) == 0 &&
+           zmq_setsockopt(sock, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame) == 0 &&
+           zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, (size_t)curve_public) ==
+               0 &&
            zmq_setsockopt(sock, ZMQ_CURVE_SECRETKEY, cw_keys_secret(n->cfg.keys), CW_KEY_BYTES) == 0;
 }
 
@@ -44,9 +49,11 @@ void *net_monitor_open(cw_net *n, void *sock)
     char name[64];
     int unlimited = 0, linger = 0;
     snprintf(name, sizeof name, "inproc://cw-monitor-%u", atomic_fetch_add(&serial, 1));
-    /* The I/O thread would block on a full monitor, so ours has no high-water mark; it is read in every round. */
+    /* The I/O thread would block on a full monitor, so ours has no high-water mark; it is read in every
+     * round. */
     void *mon = zmq_socket(n->zmq, ZMQ_PAIR);
-    if (mon && zmq_setsockopt(mon, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0 && zmq_setsockopt(mon, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
+    if (mon && zmq_setsockopt(mon, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0 &&
+        zmq_setsockopt(mon, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
         zmq_socket_monitor(sock, name, ZMQ_EVENT_ALL) == 0 && zmq_connect(mon, name) == 0)
         return mon;
     int e = errno;
@@ -87,8 +94,9 @@ static void set_defaults(cw_net_config *c)
     if (!c->fault_zap_ms && fault && strcmp(fault, "zap-exit") == 0) c->fault_zap_ms = 500;
 }
 
-/* Descriptors: three for every outgoing link (its sockets' mailboxes and the connection), one for an incoming one, and the half-open ones.
- * Asks for more than that where the system allows it: a flood must not make accept() fail. */
+/* Descriptors: three for every outgoing link (its sockets' mailboxes and the connection), one for an incoming
+ * one, and the half-open ones. Asks for more than that where the system allows it: a flood must not make
+ * accept() fail. */
 static cw_status reserve_descriptors(const cw_net_config *c, cw_err *err)
 {
     struct rlimit r;
@@ -100,7 +108,9 @@ static cw_status reserve_descriptors(const cw_net_config *c, cw_err *err)
         if (getrlimit(RLIMIT_NOFILE, &r) != 0) return CW_OK;
     }
     if (r.rlim_cur < need)
-        return CW_FAIL(err, CW_STATUS_LIMIT, "%u peers need %llu open files and the limit is %llu: raise it (ulimit -n)", c->max_peers, (unsigned long long)need, (unsigned long long)r.rlim_cur);
+        return CW_FAIL(err, CW_STATUS_LIMIT,
+                       "%u peers need %llu open files and the limit is %llu: raise it (ulimit -n)",
+                       c->max_peers, (unsigned long long)need, (unsigned long long)r.rlim_cur);
     return CW_OK;
 }
 
@@ -118,18 +128,24 @@ static void zap_died(void *ctx)
     wake(n);
 }
 
-static void resolved(void *ctx) { wake(ctx); }
+static void resolved(void *ctx)
+{
+    wake(ctx);
+}
 
 static cw_status start(cw_net *n, cw_err *err)
 {
     n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     n->zmq = zmq_ctx_new();
-    if (n->wake_fd < 0 || !n->zmq) return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", strerror(errno));
+    if (n->wake_fd < 0 || !n->zmq)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", strerror(errno));
     /* A monitored DEALER takes three; libzmq closes sockets a little after we do, hence twice. */
     int sockets = 64 + 6 * (int)n->cfg.max_peers, limit = zmq_ctx_get(n->zmq, ZMQ_SOCKET_LIMIT);
-    if (zmq_ctx_set(n->zmq, ZMQ_MAX_SOCKETS, limit > 0 && sockets > limit ? limit : sockets) != 0 || zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0)
+    if (zmq_ctx_set(n->zmq, ZMQ_MAX_SOCKETS, limit > 0 && sockets > limit ? limit : sockets) != 0 ||
+        zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0)
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", zmq_strerror(errno));
-    net_zap_config z = {.connect_rate = n->cfg.connect_rate, .fault_ms = n->cfg.fault_zap_ms, .on_death = zap_died, .ctx = n};
+    net_zap_config z = {
+        .connect_rate = n->cfg.connect_rate, .fault_ms = n->cfg.fault_zap_ms, .on_death = zap_died, .ctx = n};
     CW_TRY(net_zap_start(n->zmq, &z, &n->zap, err));
     return net_resolver_new(resolved, n, &n->resolver, err);
 }
@@ -141,7 +157,8 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
     if (!c->keys) return CW_FAIL(err, CW_STATUS_INVALID, "there is no network without keys");
     cw_net_config cfg = *c;
     set_defaults(&cfg);
-    if (cfg.max_peers > 16384 || cfg.heartbeat_ms < 10 || cfg.heartbeat_ms > 600000 || cfg.io_threads > 64 || cfg.queue_messages > 65536)
+    if (cfg.max_peers > 16384 || cfg.heartbeat_ms < 10 || cfg.heartbeat_ms > 600000 || cfg.io_threads > 64 ||
+        cfg.queue_messages > 65536)
         return CW_FAIL(err, CW_STATUS_INVALID, "a network limit is out of range");
     CW_TRY(reserve_descriptors(&cfg, err));
     cw_net *n = cw_calloc(1, sizeof *n);
@@ -151,8 +168,10 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
     n->wake_fd = -1;
     cw_outbox_init(&n->out);
     cw_status s = start(n, err);
-    if (s == CW_OK) *out = n;
-    else cw_net_free(&n);
+    if (s == CW_OK)
+        *out = n;
+    else
+        cw_net_free(&n);
     return s;
 }
 
@@ -207,7 +226,8 @@ static void carry_out(cw_net *n, cw_action *a)
         if (l->from && l->state == NET_UP) l->deadline_us = INT64_MAX;
         break;
     case CW_ACT_CLOSE:
-        CW_LOG_D("net", "closed link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address, a->text);
+        CW_LOG_D("net", "closed link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address,
+                 a->text);
         net_link_close(n, l, false);
         break;
     case CW_ACT_BLAME:
@@ -256,7 +276,8 @@ static void cut_revoked(cw_net *n)
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
         /* One that is closing has been told why; it ends by itself within a second. */
-        if (l->state == NET_UP && net_zap_is_revoked(n->zap, &l->key)) net_link_fail(n, l, "its key was revoked");
+        if (l->state == NET_UP && net_zap_is_revoked(n->zap, &l->key))
+            net_link_fail(n, l, "its key was revoked");
     }
 }
 
@@ -267,7 +288,9 @@ static void woken(cw_net *n)
     (void)got;
     cut_revoked(n);
     net_dealers_resolved(n);
-    if (atomic_load(&n->zap_dead)) net_fatal(n, CW_STATUS_AUTH, "the ZAP handler has ended: nobody could be told from anybody else, so this process stops");
+    if (atomic_load(&n->zap_dead))
+        net_fatal(n, CW_STATUS_AUTH,
+                  "the ZAP handler has ended: nobody could be told from anybody else, so this process stops");
     if (atomic_exchange(&n->woken, false) && n->role.on_wake && !n->leaving) {
         n->role.on_wake(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
         drain_outbox(n);
@@ -316,9 +339,12 @@ static long poll_ms(const cw_net *n)
     return us <= 0 ? 0 : (long)((us + 999) / 1000);
 }
 
-/* Whether the monitor or the socket whose items begin at `item` has something. Asking a socket that has nothing costs system
- * calls, and an edge has many. */
-static bool is_ready(const cw_net *n, size_t item) { return n->items[item].revents || n->items[item + 1].revents; }
+/* Whether the monitor or the socket whose items begin at `item` has something. Asking a socket that has
+ * nothing costs system calls, and an edge has many. */
+static bool is_ready(const cw_net *n, size_t item)
+{
+    return n->items[item].revents || n->items[item + 1].revents;
+}
 
 static void receive_all(cw_net *n)
 {
@@ -329,7 +355,8 @@ static void receive_all(cw_net *n)
         net_listener_monitor(n, l);
         net_listener_receive(n, l);
     }
-    for (size_t i = 0; i < n->n_links; i++) { /* links that appear meanwhile are at the end and have no item yet */
+    for (size_t i = 0; i < n->n_links;
+         i++) { /* links that appear meanwhile are at the end and have no item yet */
         net_link *l = n->links[i];
         l->drained = true;
         if (!l->sock || !l->item || !is_ready(n, l->item)) continue;
@@ -366,8 +393,8 @@ static bool any_closing(const cw_net *n)
     return false;
 }
 
-/* The machine's last words, and a moment for them and for what it closed just before to leave: until the peers have closed
- * their ends, at most NET_STOP_US. */
+/* The machine's last words, and a moment for them and for what it closed just before to leave: until the
+ * peers have closed their ends, at most NET_STOP_US. */
 static void say_goodbye(cw_net *n)
 {
     if (n->role.on_stop) n->role.on_stop(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
@@ -417,7 +444,10 @@ cw_status cw_net_revoke(cw_net *n, const cw_key *key, cw_err *err)
     return CW_OK;
 }
 
-void cw_net_unrevoke(cw_net *n, const cw_key *key) { net_zap_unrevoke(n->zap, key); }
+void cw_net_unrevoke(cw_net *n, const cw_key *key)
+{
+    net_zap_unrevoke(n->zap, key);
+}
 
 bool cw_net_link_get_stats(const cw_net *n, cw_link link, cw_net_link_stats *out)
 {
@@ -428,8 +458,13 @@ bool cw_net_link_get_stats(const cw_net *n, cw_link link, cw_net_link_stats *out
 
 void cw_net_get_stats(cw_net *n, cw_net_stats *out)
 {
-    *out = (cw_net_stats){
-        .links_in = atomic_load(&n->count.links_in), .links_out = atomic_load(&n->count.links_out), .blamed = atomic_load(&n->count.blamed),
-        .overrun = atomic_load(&n->count.overrun), .silent = atomic_load(&n->count.silent), .handshakes_failed = atomic_load(&n->count.handshakes_failed),
-        .bytes_in = atomic_load(&n->count.bytes_in), .bytes_out = atomic_load(&n->count.bytes_out), .zap_refused = net_zap_refused(n->zap)};
+    *out = (cw_net_stats){.links_in = atomic_load(&n->count.links_in),
+                          .links_out = atomic_load(&n->count.links_out),
+                          .blamed = atomic_load(&n->count.blamed),
+                          .overrun = atomic_load(&n->count.overrun),
+                          .silent = atomic_load(&n->count.silent),
+                          .handshakes_failed = atomic_load(&n->count.handshakes_failed),
+                          .bytes_in = atomic_load(&n->count.bytes_in),
+                          .bytes_out = atomic_load(&n->count.bytes_out),
+                          .zap_refused = net_zap_refused(n->zap)};
 }

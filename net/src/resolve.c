@@ -13,7 +13,10 @@
 
 enum { MAX_WAITING = 64, MAX_CHOICES = 16 };
 
-typedef struct { cw_link link; cw_address address; } question;
+typedef struct {
+    cw_link link;
+    cw_address address;
+} question;
 
 struct net_resolver {
     pthread_mutex_t lock;
@@ -50,7 +53,10 @@ static bool look_up(const cw_address *a, char out[CW_ADDRESS_MAX])
         if (i->ai_family == AF_INET || i->ai_family == AF_INET6) choices[n++] = i;
     char host[NI_MAXHOST];
     cw_random(&pick, sizeof pick);
-    bool ok = n && getnameinfo(choices[pick % n]->ai_addr, choices[pick % n]->ai_addrlen, host, sizeof host, NULL, 0, NI_NUMERICHOST) == 0 && strlen(host) < 200;
+    bool ok = n &&
+              getnameinfo(choices[pick % n]->ai_addr, choices[pick % n]->ai_addrlen, host, sizeof host, NULL,
+                          0, NI_NUMERICHOST) == 0 &&
+              strlen(host) < 200;
     if (ok) cw_address_text(host, a->port, out);
     freeaddrinfo(list);
     return ok;

@@ -1,14 +1,15 @@
 /*
- * The memory watchdog. libzmq keeps an unfinished multipart message in memory where no high-water mark counts it, so the
- * application sees nothing while the process grows. Here the bytes that a connection's socket has received (TCP_INFO) and
- * libzmq has read (less what still waits in the kernel) are compared with what is accounted for; a peer that is too far
- * ahead is cut.
+ * The memory watchdog. libzmq keeps an unfinished multipart message in memory where no high-water mark counts
+ * it, so the application sees nothing while the process grows. Here the bytes that a connection's socket has
+ * received (TCP_INFO) and libzmq has read (less what still waits in the kernel) are compared with what is
+ * accounted for; a peer that is too far ahead is cut.
  *
- * Accounted for (`acked`, a lower bound): the wire size of every message that was delivered; and, since a message that
- * is delivered after a moment when all queues were empty was completed after that moment, everything received up to
- * that moment. The second rule takes in handshakes, heartbeats and frames' overhead, which nobody delivers. Between messages a
- * silent peer's heartbeats are granted a few bytes a second. A peer is cut when it is over its limit in two looks in a row, with
- * the queues read in between: this thread may have been kept from running just before the first.
+ * Accounted for (`acked`, a lower bound): the wire size of every message that was delivered; and, since a
+ * message that is delivered after a moment when all queues were empty was completed after that moment,
+ * everything received up to that moment. The second rule takes in handshakes, heartbeats and frames'
+ * overhead, which nobody delivers. Between messages a silent peer's heartbeats are granted a few bytes a
+ * second. A peer is cut when it is over its limit in two looks in a row, with the queues read in between:
+ * this thread may have been kept from running just before the first.
  */
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -43,7 +44,8 @@ void net_watch_delivered(net_conn *c, uint64_t wire_bytes, int64_t now_us)
 
 static uint64_t limit_of(const cw_net *n, const net_conn *c)
 {
-    if (!c->link || (!c->link->gate.outgoing && c->link->gate.state != CW_GATE_ADMITTED)) return NEW_PEER_AHEAD;
+    if (!c->link || (!c->link->gate.outgoing && c->link->gate.state != CW_GATE_ADMITTED))
+        return NEW_PEER_AHEAD;
     int64_t idle_s = (n->now_us - c->spoke_us) / 1000000;
     uint64_t idle = idle_s > 0 ? (uint64_t)idle_s * IDLE_BYTES_PER_S : 0;
     return n->cfg.peer_credit + FIXED_AHEAD + (idle < IDLE_MAX ? idle : IDLE_MAX);
@@ -68,8 +70,10 @@ static void check_half_open(cw_net *n, net_listener *l, bool *hot)
         next = c->next;
         bool late = n->now_us - c->since_us > (int64_t)NET_HANDSHAKE_MS * 1000 + NET_FIRST_WORD_US;
         if (!late && check(n, c, l->drained, hot)) continue;
-        if (late) NET_COUNT(n, silent, 1);
-        else NET_COUNT(n, overrun, 1);
+        if (late)
+            NET_COUNT(n, silent, 1);
+        else
+            NET_COUNT(n, overrun, 1);
         net_listener_drop_half_open(l, c);
     }
 }

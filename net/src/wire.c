@@ -18,8 +18,12 @@ static void release_received(void *owner)
     cw_free(owner);
 }
 
-/* What a part of n bytes takes in ZMTP under CURVE at least: a frame header of 2 or 9 bytes and a MESSAGE of 33 + n. */
-static uint64_t on_wire(size_t n) { return n + 33 + (n + 33 > 255 ? 9 : 2); }
+/* What a part of n bytes takes in ZMTP under CURVE at least: a frame header of 2 or 9 bytes and a MESSAGE of
+ * 33 + n. */
+static uint64_t on_wire(size_t n)
+{
+    return n + 33 + (n + 33 > 255 ? 9 : 2);
+}
 
 /* Takes part `m` into p; false when it could not be kept (m is closed then). */
 static void keep_part(net_parts *p, zmq_msg_t *m)
@@ -40,7 +44,8 @@ static void keep_part(net_parts *p, zmq_msg_t *m)
         if (owned) {
             zmq_msg_init(owned);
             zmq_msg_move(owned, m);
-            p->frames[p->n_frames++] = (cw_frame){.data = zmq_msg_data(owned), .len = n, .owner = owned, .release = release_received};
+            p->frames[p->n_frames++] = (cw_frame){
+                .data = zmq_msg_data(owned), .len = n, .owner = owned, .release = release_received};
         } else {
             p->no_memory = true;
         }
@@ -150,7 +155,8 @@ static bool wrap_frame(zmq_msg_t *out, cw_frame *f, net_backlog *backlog)
     return true;
 }
 
-/* Everything that can fail for lack of memory happens before the first part leaves: a message cannot be taken back. */
+/* Everything that can fail for lack of memory happens before the first part leaves: a message cannot be taken
+ * back. */
 static bool wrap_message(cw_msg *m, net_backlog *backlog, zmq_msg_t parts[1 + CW_MSG_MAX_FRAMES], uint32_t *n)
 {
     if (zmq_msg_init_size(&parts[0], cw_msg_header_bytes(m->env)) != 0) return false;
@@ -161,18 +167,24 @@ static bool wrap_message(cw_msg *m, net_backlog *backlog, zmq_msg_t parts[1 + CW
     return true;
 }
 
-net_send net_message_send(void *sock, const uint8_t *rid, cw_msg **m, net_backlog *backlog, uint64_t backlog_max, uint64_t *bytes)
+net_send net_message_send(void *sock, const uint8_t *rid, cw_msg **m, net_backlog *backlog,
+                          uint64_t backlog_max, uint64_t *bytes)
 {
     zmq_msg_t parts[1 + CW_MSG_MAX_FRAMES];
     uint32_t n = 0, i = 0;
     net_send result = NET_SENT;
     *bytes = cw_msg_total_bytes(*m);
-    if (atomic_load_explicit(&backlog->bytes, memory_order_relaxed) > backlog_max) result = NET_SEND_FULL;
-    else if (!wrap_message(*m, backlog, parts, &n)) result = NET_SEND_NO_MEMORY;
-    else if (rid && zmq_send(sock, rid, 5, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) result = errno == EAGAIN ? NET_SEND_FULL : NET_SEND_GONE;
+    if (atomic_load_explicit(&backlog->bytes, memory_order_relaxed) > backlog_max)
+        result = NET_SEND_FULL;
+    else if (!wrap_message(*m, backlog, parts, &n))
+        result = NET_SEND_NO_MEMORY;
+    else if (rid && zmq_send(sock, rid, 5, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+        result = errno == EAGAIN ? NET_SEND_FULL : NET_SEND_GONE;
     while (result == NET_SENT && i < n) {
-        if (zmq_msg_send(&parts[i], sock, ZMQ_DONTWAIT | (i + 1 < n ? ZMQ_SNDMORE : 0)) >= 0) i++;
-        else if (errno != EINTR) result = errno == EAGAIN && i == 0 ? NET_SEND_FULL : NET_SEND_GONE;
+        if (zmq_msg_send(&parts[i], sock, ZMQ_DONTWAIT | (i + 1 < n ? ZMQ_SNDMORE : 0)) >= 0)
+            i++;
+        else if (errno != EINTR)
+            result = errno == EAGAIN && i == 0 ? NET_SEND_FULL : NET_SEND_GONE;
     }
     for (; i < n; i++) zmq_msg_close(&parts[i]);
     cw_msg_free(m);

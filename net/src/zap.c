@@ -1,4 +1,5 @@
-/* The ZAP handler; see zap.h. One thread of its own; the policy is behind a mutex because any thread may revoke. */
+/* The ZAP handler; see zap.h. One thread of its own; the policy is behind a mutex because any thread may
+ * revoke. */
 #include "zap.h"
 
 #include <errno.h>
@@ -17,8 +18,15 @@
 enum { MAX_BANS = 256, RATE_SLOTS = 1024, RATE_PROBES = 4, FIELD_MAX = 256, REQUEST_FIELDS = 7 };
 static const int64_t rate_window_us = 10 * 1000000;
 
-typedef struct { cw_key key; int64_t until_us; } ban;
-typedef struct { uint64_t address; int64_t since_us; uint32_t n; } rate_slot;
+typedef struct {
+    cw_key key;
+    int64_t until_us;
+} ban;
+typedef struct {
+    uint64_t address;
+    int64_t since_us;
+    uint32_t n;
+} rate_slot;
 
 struct net_zap {
     net_zap_config cfg;
@@ -38,7 +46,8 @@ struct net_zap {
 };
 
 typedef struct {
-    char field[REQUEST_FIELDS][FIELD_MAX]; /* version, request id, domain, address, identity, mechanism, credentials */
+    char field[REQUEST_FIELDS]
+              [FIELD_MAX]; /* version, request id, domain, address, identity, mechanism, credentials */
     size_t len[REQUEST_FIELDS];
     size_t n;
 } zap_request;
@@ -57,8 +66,8 @@ static bool is_banned_locked(const net_zap *z, const cw_key *k, int64_t now)
     return false;
 }
 
-/* Counts a handshake of this address; false when it had too many in the window. Fixed memory: where all probes are taken by
- * others, addresses share a slot. */
+/* Counts a handshake of this address; false when it had too many in the window. Fixed memory: where all
+ * probes are taken by others, addresses share a slot. */
 static bool within_rate_locked(net_zap *z, const char *address, int64_t now)
 {
     uint64_t h = 0xcbf29ce484222325u ^ z->hash_seed;
@@ -73,22 +82,27 @@ static bool within_rate_locked(net_zap *z, const char *address, int64_t now)
         if (!slot && s->since_us + rate_window_us <= now) slot = s;
     }
     if (!slot) slot = &z->rates[h % RATE_SLOTS];
-    if (slot->n == 0 || slot->since_us + rate_window_us <= now) *slot = (rate_slot){.address = h, .since_us = now};
+    if (slot->n == 0 || slot->since_us + rate_window_us <= now)
+        *slot = (rate_slot){.address = h, .since_us = now};
     return slot->n++ < z->cfg.connect_rate;
 }
 
 /* NULL: welcome; else why not. */
 static const char *judge(net_zap *z, const zap_request *r, cw_key *key)
 {
-    if (r->n != REQUEST_FIELDS || strcmp(r->field[0], "1.0") != 0 || strcmp(r->field[5], "CURVE") != 0 || r->len[6] != CW_KEY_BYTES)
+    if (r->n != REQUEST_FIELDS || strcmp(r->field[0], "1.0") != 0 || strcmp(r->field[5], "CURVE") != 0 ||
+        r->len[6] != CW_KEY_BYTES)
         return "not a CURVE handshake";
     memcpy(key->b, r->field[6], CW_KEY_BYTES);
     int64_t now = cw_now_us();
     const char *why = NULL;
     pthread_mutex_lock(&z->lock);
-    if (!within_rate_locked(z, r->field[3], now)) why = "too many connections from this address";
-    else if (is_revoked_locked(z, key)) why = "the key is revoked";
-    else if (is_banned_locked(z, key, now)) why = "the key broke the protocol a moment ago";
+    if (!within_rate_locked(z, r->field[3], now))
+        why = "too many connections from this address";
+    else if (is_revoked_locked(z, key))
+        why = "the key is revoked";
+    else if (is_banned_locked(z, key, now))
+        why = "the key broke the protocol a moment ago";
     pthread_mutex_unlock(&z->lock);
     return why;
 }
@@ -117,13 +131,16 @@ static bool answer(net_zap *z, const zap_request *r)
     cw_key key;
     char user[CW_KEY_HEX] = "";
     const char *why = judge(z, r, &key);
-    if (!why) cw_key_hex(&key, user);
+    if (!why)
+        cw_key_hex(&key, user);
     else {
         atomic_fetch_add_explicit(&z->refused, 1, memory_order_relaxed);
         CW_LOG_D("net", "handshake refused address=%s reason=\"%s\"", r->n > 3 ? r->field[3] : "?", why);
     }
-    return zmq_send(z->sock, "1.0", 3, ZMQ_SNDMORE) >= 0 && zmq_send(z->sock, r->field[1], r->len[1], ZMQ_SNDMORE) >= 0 &&
-           zmq_send(z->sock, why ? "400" : "200", 3, ZMQ_SNDMORE) >= 0 && zmq_send(z->sock, why ? why : "OK", strlen(why ? why : "OK"), ZMQ_SNDMORE) >= 0 &&
+    return zmq_send(z->sock, "1.0", 3, ZMQ_SNDMORE) >= 0 &&
+           zmq_send(z->sock, r->field[1], r->len[1], ZMQ_SNDMORE) >= 0 &&
+           zmq_send(z->sock, why ? "400" : "200", 3, ZMQ_SNDMORE) >= 0 &&
+           zmq_send(z->sock, why ? why : "OK", strlen(why ? why : "OK"), ZMQ_SNDMORE) >= 0 &&
            zmq_send(z->sock, user, strlen(user), ZMQ_SNDMORE) >= 0 && zmq_send(z->sock, "", 0, 0) >= 0;
 }
 
@@ -133,7 +150,8 @@ static void *zap_main(void *arg)
     int64_t fault_at = z->cfg.fault_ms ? cw_now_us() + (int64_t)z->cfg.fault_ms * 1000 : INT64_MAX;
     zap_request *r = cw_calloc(1, sizeof *r);
     while (r && cw_now_us() < fault_at) {
-        zmq_pollitem_t items[] = {{.socket = z->sock, .events = ZMQ_POLLIN}, {.fd = z->stop_fd, .events = ZMQ_POLLIN}};
+        zmq_pollitem_t items[] = {{.socket = z->sock, .events = ZMQ_POLLIN},
+                                  {.fd = z->stop_fd, .events = ZMQ_POLLIN}};
         if (zmq_poll(items, 2, z->cfg.fault_ms ? 10 : -1) < 0) {
             if (errno == EINTR) continue;
             break;
@@ -157,7 +175,8 @@ cw_status net_zap_start(void *zmq_ctx, const net_zap_config *c, net_zap **out, c
     cw_status s = CW_OK;
     z->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     z->sock = zmq_socket(zmq_ctx, ZMQ_REP);
-    if (z->stop_fd < 0 || !z->sock || zmq_setsockopt(z->sock, ZMQ_LINGER, &linger, sizeof linger) != 0 || zmq_bind(z->sock, "inproc://zeromq.zap.01") != 0) {
+    if (z->stop_fd < 0 || !z->sock || zmq_setsockopt(z->sock, ZMQ_LINGER, &linger, sizeof linger) != 0 ||
+        zmq_bind(z->sock, "inproc://zeromq.zap.01") != 0) {
         s = CW_FAIL(err, CW_STATUS_LIMIT, "the ZAP handler cannot start: %s", zmq_strerror(errno));
         goto fail;
     }
@@ -236,4 +255,7 @@ void net_zap_ban(net_zap *z, const cw_key *k, uint32_t seconds)
     pthread_mutex_unlock(&z->lock);
 }
 
-uint64_t net_zap_refused(net_zap *z) { return atomic_load_explicit(&z->refused, memory_order_relaxed); }
+uint64_t net_zap_refused(net_zap *z)
+{
+    return atomic_load_explicit(&z->refused, memory_order_relaxed);
+}

@@ -1,10 +1,11 @@
 /*
- * The ZAP handler (ZeroMQ's RFC 27): the thread that libzmq asks about every handshake of a listener in its context. It lets
- * every key in but the revoked, the banned, and whoever comes too often from one address, and names the peer: User-Id is
- * the key in hex. What the key may do is decided by the application.
+ * The ZAP handler (ZeroMQ's RFC 27): the thread that libzmq asks about every handshake of a listener in its
+ * context. It lets every key in but the revoked, the banned, and whoever comes too often from one address,
+ * and names the peer: User-Id is the key in hex. What the key may do is decided by the application.
  *
- * The socket is made before any listener and closed after the last one, also when the thread ends early: without the socket
- * libzmq would let everybody in unnamed; with a socket that nobody reads, handshakes stall and fail.
+ * The socket is made before any listener and closed after the last one, also when the thread ends early:
+ * without the socket libzmq would let everybody in unnamed; with a socket that nobody reads, handshakes stall
+ * and fail.
  */
 #pragma once
 #include "cw/key.h"
@@ -13,8 +14,8 @@
 typedef struct net_zap net_zap;
 
 typedef struct {
-    uint32_t connect_rate; /* per address and 10 s */
-    uint32_t fault_ms;     /* 0: never */
+    uint32_t connect_rate;       /* per address and 10 s */
+    uint32_t fault_ms;           /* 0: never */
     void (*on_death)(void *ctx); /* in the thread, when it ends without being asked to */
     void *ctx;
 } net_zap_config;

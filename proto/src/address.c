@@ -1,4 +1,5 @@
-/* Addresses as text; see cw/address.h. Strict on purpose: what passes goes into zmq_connect and zmq_bind as it is. */
+/* Addresses as text; see cw/address.h. Strict on purpose: what passes goes into zmq_connect and zmq_bind as
+ * it is. */
 #include "cw/address.h"
 
 #include <arpa/inet.h>
@@ -13,14 +14,18 @@ static bool is_hostname(const char *h, size_t n)
     if (n == 0 || n > 253 || h[0] == '.' || h[0] == '-' || h[n - 1] == '-') return false;
     for (size_t i = 0; i < n; i++) {
         char c = h[i];
-        bool ok = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+        bool ok = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+                  c == '.' || c == '_';
         if (!ok || (c == '.' && i + 1 < n && h[i + 1] == '.')) return false;
     }
     return true;
 }
 
 /* All digits and dots: meant as a number, so it must be one. */
-static bool looks_numeric(const char *h) { return h[strspn(h, "0123456789.")] == 0; }
+static bool looks_numeric(const char *h)
+{
+    return h[strspn(h, "0123456789.")] == 0;
+}
 
 static cw_status parse_port(const char *p, cw_address_use use, uint16_t *out, cw_err *err)
 {
@@ -62,7 +67,8 @@ static cw_status parse_host(const char *h, size_t n, cw_address_use use, cw_addr
     } else {
         a->loopback = strcasecmp(a->host, "localhost") == 0;
     }
-    if (a->wildcard && use == CW_ADDRESS_CONNECT) return BAD("\"%s\" means every address of this machine: nobody can connect to it", a->host);
+    if (a->wildcard && use == CW_ADDRESS_CONNECT)
+        return BAD("\"%s\" means every address of this machine: nobody can connect to it", a->host);
     return CW_OK;
 }
 
@@ -72,10 +78,13 @@ cw_status cw_address_parse(const char *text, cw_address_use use, cw_address *out
     size_t len = strnlen(text, CW_ADDRESS_MAX);
     if (len >= CW_ADDRESS_MAX) return BAD("an address of more than %d characters", CW_ADDRESS_MAX - 1);
     for (size_t i = 0; i < len; i++)
-        if (text[i] <= 0x20 || text[i] == 0x7f) return BAD("an address with white space or control characters");
-    if (strncmp(text, "tcp://", 6) != 0) return BAD("the address must look like tcp://host:port, this one is \"%.60s\"", text);
+        if (text[i] <= 0x20 || text[i] == 0x7f)
+            return BAD("an address with white space or control characters");
+    if (strncmp(text, "tcp://", 6) != 0)
+        return BAD("the address must look like tcp://host:port, this one is \"%.60s\"", text);
     const char *host = text + 6, *colon = strrchr(host, ':');
-    if (!colon || (strchr(host, ']') && strrchr(host, ']') > colon)) return BAD("the address \"%.60s\" has no port: tcp://host:port", text);
+    if (!colon || (strchr(host, ']') && strrchr(host, ']') > colon))
+        return BAD("the address \"%.60s\" has no port: tcp://host:port", text);
     CW_TRY(parse_port(colon + 1, use, &a.port, err));
     CW_TRY(parse_host(host, (size_t)(colon - host), use, &a, err));
     if (out) *out = a;

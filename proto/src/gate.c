@@ -33,7 +33,8 @@ void cw_gate_sent(cw_link_gate *g, const cw_msg *m)
 
 size_t cw_gate_header_max(const cw_link_gate *g)
 {
-    /* An incoming peer stays small until it is admitted; a Welcome may carry a ticket and a long revocation list. */
+    /* An incoming peer stays small until it is admitted; a Welcome may carry a ticket and a long revocation
+     * list. */
     return g->outgoing || g->state == CW_GATE_ADMITTED ? CW_HEADER_MAX : CW_HELLO_MAX;
 }
 
@@ -43,7 +44,8 @@ static cw_status first_of_incoming(cw_link_gate *g, const cw_msg *m, cw_err *err
     const char *kind = cw_msg_kind_name(m->env->body_case);
     if (!h) return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from a peer that has not said hello", kind);
     if (h->purpose != g->purpose)
-        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a hello for the %s port came to the %s port", purpose_names[h->purpose], purpose_names[g->purpose]);
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a hello for the %s port came to the %s port",
+                       purpose_names[h->purpose], purpose_names[g->purpose]);
     cw_side peer = h->role == CW__PB__ROLE__ROLE_WORKER ? CW_SIDE_WORKER : CW_SIDE_EDGE;
     if (!cw_msg_legal(g->self, peer, g->purpose, CW_PEER_NEW, m->env->body_case))
         return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from %s %s does not belong on the %s port", kind,
@@ -57,7 +59,8 @@ static cw_status answer_to_outgoing(cw_link_gate *g, const cw_msg *m, cw_err *er
 {
     cw_msg_kind kind = m->env->body_case;
     if (!cw_msg_legal(g->self, g->peer, g->purpose, CW_PEER_NEW, kind))
-        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s where a welcome or a refusal was due", cw_msg_kind_name(kind));
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s where a welcome or a refusal was due",
+                       cw_msg_kind_name(kind));
     g->state = kind == CW__PB__ENVELOPE__BODY_WELCOME ? CW_GATE_ADMITTED : CW_GATE_ENDED;
     return CW_OK;
 }
@@ -67,14 +70,17 @@ cw_status cw_gate_received(cw_link_gate *g, const cw_msg *m, cw_err *err)
     cw_msg_kind kind = m->env->body_case;
     switch (g->state) {
     case CW_GATE_NEW:
-        if (g->outgoing) return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s before our hello", cw_msg_kind_name(kind));
+        if (g->outgoing)
+            return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s before our hello", cw_msg_kind_name(kind));
         return first_of_incoming(g, m, err);
     case CW_GATE_INTRODUCED:
         if (g->outgoing) return answer_to_outgoing(g, m, err);
-        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from a peer that was not let in yet", cw_msg_kind_name(kind));
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from a peer that was not let in yet",
+                       cw_msg_kind_name(kind));
     case CW_GATE_ADMITTED:
         if (cw_msg_legal(g->self, g->peer, g->purpose, CW_PEER_ADMITTED, kind)) return CW_OK;
-        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from a %s on the %s port", cw_msg_kind_name(kind), side_names[g->peer], purpose_names[g->purpose]);
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s from a %s on the %s port", cw_msg_kind_name(kind),
+                       side_names[g->peer], purpose_names[g->purpose]);
     case CW_GATE_ENDED: break;
     }
     return CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s after a refusal", cw_msg_kind_name(kind));

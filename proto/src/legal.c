@@ -1,6 +1,6 @@
 /*
- * Who may send what to whom, and when. One row a kind: the sides and purposes between which it may travel. Peers that
- * are not admitted yet may send exactly what the `new_peer` column says.
+ * Who may send what to whom, and when. One row a kind: the sides and purposes between which it may travel.
+ * Peers that are not admitted yet may send exactly what the `new_peer` column says.
  */
 #include "cw/msg.h"
 
@@ -41,7 +41,8 @@ static const rule rules[] = {
     K(BYE) = {FROM_C | FROM_W | FROM_E, TO_C | TO_W | TO_E, CONTROL | STORE | DATA, false},
 };
 
-/* Who meets whom where: workers and edges at the coordinator's control port, workers at its store, edges at a worker's data port. */
+/* Who meets whom where: workers and edges at the coordinator's control port, workers at its store, edges at a
+ * worker's data port. */
 static bool meet(cw_side a, cw_side b, Cw__Pb__Purpose purpose)
 {
     unsigned both = 1u << a | 1u << b;
@@ -53,7 +54,8 @@ static bool meet(cw_side a, cw_side b, Cw__Pb__Purpose purpose)
     }
 }
 
-bool cw_msg_legal(cw_side receiver, cw_side sender, Cw__Pb__Purpose purpose, cw_peer_state state, cw_msg_kind kind)
+bool cw_msg_legal(cw_side receiver, cw_side sender, Cw__Pb__Purpose purpose, cw_peer_state state,
+                  cw_msg_kind kind)
 {
     if ((unsigned)kind >= CW_ARRAY_LEN(rules)) return false;
     const rule *r = &rules[kind];

@@ -1,9 +1,10 @@
 /*
  * Decoding with bounded memory, encoding, ownership of frames.
  *
- * protobuf-c allocates as the bytes tell it to, so it is given an allocator with a budget: a header of n bytes may
- * cost at most 8 n + 256 KiB in all. The costly honest case is a layer set with few experts: 7 bytes of wire cost about 150 of
- * memory, but there are at most CW_WIRE_MAX_LAYERS of them; what grows with n is bit sets, at less than 4 n.
+ * protobuf-c allocates as the bytes tell it to, so it is given an allocator with a budget: a header of n
+ * bytes may cost at most 8 n + 256 KiB in all. The costly honest case is a layer set with few experts: 7
+ * bytes of wire cost about 150 of memory, but there are at most CW_WIRE_MAX_LAYERS of them; what grows with n
+ * is bit sets, at less than 4 n.
  */
 #include "cw/msg.h"
 
@@ -14,7 +15,10 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "raw frames are little-endian and used in place");
 
-typedef struct { size_t left; bool exhausted; } budget;
+typedef struct {
+    size_t left;
+    bool exhausted;
+} budget;
 
 static void *budget_alloc(void *ctx, size_t size)
 {
@@ -41,7 +45,7 @@ static void strip_field(const ProtobufCMessage *m, const ProtobufCFieldDescripto
     if (f->type != PROTOBUF_C_TYPE_MESSAGE) return;
     if (f->label == PROTOBUF_C_LABEL_REPEATED) {
         size_t n = *(const size_t *)(const void *)(base + f->quantifier_offset);
-        ProtobufCMessage **items = *(ProtobufCMessage **const *)(const void *)(base + f->offset);
+        ProtobufCMessage **items = *(ProtobufCMessage * *const *)(const void *)(base + f->offset);
         for (size_t i = 0; i < n; i++) strip_unknown(items[i]);
         return;
     }
@@ -52,7 +56,8 @@ static void strip_field(const ProtobufCMessage *m, const ProtobufCFieldDescripto
     if (sub) strip_unknown(sub);
 }
 
-/* A later version's fields mean nothing here, and protobuf-c keeps even ones that it would not read back (number 0). */
+/* A later version's fields mean nothing here, and protobuf-c keeps even ones that it would not read back
+ * (number 0). */
 static void strip_unknown(ProtobufCMessage *m)
 {
     for (unsigned i = 0; i < m->n_unknown_fields; i++) cw_free(m->unknown_fields[i].data);
@@ -87,20 +92,35 @@ const char *cw_msg_kind_name(cw_msg_kind kind)
 cw_status cw_msg_decode(const void *header, size_t header_len, size_t header_max, const cw_frame *frames,
                         uint32_t n_frames, cw_msg **out, cw_err *err)
 {
-    if (header_len > header_max) return CW_FAIL(err, CW_STATUS_PROTOCOL, "a header of %zu bytes, at most %zu are allowed here", header_len, header_max);
-    if (n_frames > CW_MSG_MAX_FRAMES) return CW_FAIL(err, CW_STATUS_PROTOCOL, "%u frames after the header, at most %d are allowed", n_frames, CW_MSG_MAX_FRAMES);
+    if (header_len > header_max)
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "a header of %zu bytes, at most %zu are allowed here",
+                       header_len, header_max);
+    if (n_frames > CW_MSG_MAX_FRAMES)
+        return CW_FAIL(err, CW_STATUS_PROTOCOL, "%u frames after the header, at most %d are allowed",
+                       n_frames, CW_MSG_MAX_FRAMES);
     for (uint32_t i = 0; i < n_frames; i++)
-        if (frames[i].len > CW_DATA_FRAME_MAX) return CW_FAIL(err, CW_STATUS_PROTOCOL, "a frame of %zu bytes, at most %d are allowed", frames[i].len, CW_DATA_FRAME_MAX);
+        if (frames[i].len > CW_DATA_FRAME_MAX)
+            return CW_FAIL(err, CW_STATUS_PROTOCOL, "a frame of %zu bytes, at most %d are allowed",
+                           frames[i].len, CW_DATA_FRAME_MAX);
 
     bool exhausted;
     Cw__Pb__Envelope *env = unpack(header, header_len, &exhausted);
-    if (!env) return CW_FAIL(err, CW_STATUS_PROTOCOL, exhausted ? "a header that would need too much memory" : "a header that is not a valid protobuf envelope");
+    if (!env)
+        return CW_FAIL(err, CW_STATUS_PROTOCOL,
+                       exhausted ? "a header that would need too much memory"
+                                 : "a header that is not a valid protobuf envelope");
     cw_status s = CW_OK;
     const cw_msg_rule *rule = cw_msg_rule_get(env->body_case);
-    if (!rule) s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a message of unknown kind %d", (int)env->body_case);
-    else if (n_frames < rule->frames_min || n_frames > rule->frames_max) s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s with %u raw frames", rule->name, n_frames);
-    else if (rule->check) s = rule->check(env, err);
-    if (s == CW_OK && (env->body_case == CW__PB__ENVELOPE__BODY_MANIFEST_PART || env->body_case == CW__PB__ENVELOPE__BODY_CHUNK_PART) && frames[0].len > CW_STORE_PART_MAX)
+    if (!rule)
+        s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a message of unknown kind %d", (int)env->body_case);
+    else if (n_frames < rule->frames_min || n_frames > rule->frames_max)
+        s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a %s with %u raw frames", rule->name, n_frames);
+    else if (rule->check)
+        s = rule->check(env, err);
+    if (s == CW_OK &&
+        (env->body_case == CW__PB__ENVELOPE__BODY_MANIFEST_PART ||
+         env->body_case == CW__PB__ENVELOPE__BODY_CHUNK_PART) &&
+        frames[0].len > CW_STORE_PART_MAX)
         s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a store part of %zu bytes", frames[0].len);
     cw_msg *m = s == CW_OK ? cw_calloc(1, sizeof *m) : NULL;
     if (s == CW_OK && !m) s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a message");

@@ -56,7 +56,8 @@ void cw_send_msg(cw_outbox *o, cw_link link, cw_msg *msg)
     cw_msg_free(&msg);
 }
 
-void cw_send(cw_outbox *o, cw_link link, const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t n_frames)
+void cw_send(cw_outbox *o, cw_link link, const Cw__Pb__Envelope *env, const cw_frame *frames,
+             uint32_t n_frames)
 {
     cw_send_msg(o, link, cw_msg_new(env, frames, n_frames));
 }

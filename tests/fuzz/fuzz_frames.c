@@ -1,8 +1,10 @@
 /*
- * Any bytes as a message from a peer: header and raw frames. What is taken can be read in full, gives the same message when it
- * is packed again, and is judged by a gate without a crash; a call or reply that is taken keeps every promise of cw/msg.h.
+ * Any bytes as a message from a peer: header and raw frames. What is taken can be read in full, gives the
+ * same message when it is packed again, and is judged by a gate without a crash; a call or reply that is
+ * taken keeps every promise of cw/msg.h.
  *
- * An input is: 4 bytes of choices, the number of raw frames (mod 5), that many u16 lengths, the frames, the header.
+ * An input is: 4 bytes of choices, the number of raw frames (mod 5), that many u16 lengths, the frames, the
+ * header.
  */
 #include <math.h>
 #include <stdio.h>
@@ -57,8 +59,10 @@ static void check_reply(const cw_msg *m, const cw_model_limits *lim, Cw__Pb__Rep
     if (cw_reply_view_get(m, lim, kind, asked, &v, &err) != CW_OK) return;
     CW_ASSERT(v.n == asked && v.kind == kind);
     for (size_t i = 0; i < (size_t)v.n * lim->d_model; i++) {
-        if (kind == CW__PB__REPLY_KIND__ROWS_F16) CW_ASSERT(isfinite(cw_f16_to_f32(cw_load_u16(v.rows + 2 * i))));
-        else CW_ASSERT(isfinite(cw_f32_from_bits(cw_load_u32(v.rows + 4 * i))));
+        if (kind == CW__PB__REPLY_KIND__ROWS_F16)
+            CW_ASSERT(isfinite(cw_f16_to_f32(cw_load_u16(v.rows + 2 * i))));
+        else
+            CW_ASSERT(isfinite(cw_f32_from_bits(cw_load_u32(v.rows + 4 * i))));
     }
     for (uint32_t i = 0; v.exps && i < v.n; i++) sink += (uint8_t)v.exps[i];
 }
@@ -69,11 +73,13 @@ static void check_round_trip(const cw_msg *m)
     size_t n = cw_msg_header_bytes(m->env);
     uint8_t *once = malloc(n + 1), *twice = malloc(n + 1);
     cw_frame frames[CW_MSG_MAX_FRAMES];
-    for (uint32_t i = 0; i < m->n_frames; i++) frames[i] = (cw_frame){.data = m->frames[i].data, .len = m->frames[i].len};
+    for (uint32_t i = 0; i < m->n_frames; i++)
+        frames[i] = (cw_frame){.data = m->frames[i].data, .len = m->frames[i].len};
     cw_msg_header_pack(m->env, once);
     cw_msg *again = NULL;
     cw_err err;
-    /* Packing may be a little longer than what came: a packed enum or a repeated field has one form here and several there. */
+    /* Packing may be a little longer than what came: a packed enum or a repeated field has one form here and
+     * several there. */
     if (n <= CW_HEADER_MAX) {
         cw_status s = cw_msg_decode(once, n, CW_HEADER_MAX, frames, m->n_frames, &again, &err);
         if (s != CW_OK) fprintf(stderr, "%s\n", err.text);
@@ -99,13 +105,15 @@ static void check_gates(const cw_msg *m, uint8_t choice)
     g.peer = choice & 1 ? CW_SIDE_WORKER : CW_SIDE_COORDINATOR;
     g.purpose = choice & 1 ? CW__PB__PURPOSE__PURPOSE_DATA : CW__PB__PURPOSE__PURPOSE_CONTROL;
     if (cw_gate_received(&g, m, &err) == CW_OK)
-        CW_ASSERT(m->env->body_case == CW__PB__ENVELOPE__BODY_WELCOME || m->env->body_case == CW__PB__ENVELOPE__BODY_REFUSAL);
+        CW_ASSERT(m->env->body_case == CW__PB__ENVELOPE__BODY_WELCOME ||
+                  m->env->body_case == CW__PB__ENVELOPE__BODY_REFUSAL);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 5) return 0;
-    const cw_model_limits lim = {.n_layers = 8, .n_experts = 16, .d_model = data[0] & 1 ? 64 : 40, .max_rows = 64, .max_entries = 512};
+    const cw_model_limits lim = {
+        .n_layers = 8, .n_experts = 16, .d_model = data[0] & 1 ? 64 : 40, .max_rows = 64, .max_entries = 512};
     uint32_t n_frames = data[4] % 5;
     size_t at = 5 + 2 * (size_t)n_frames;
     if (size < at) return 0;
@@ -120,7 +128,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t *header = own(data + at, size - at);
     cw_msg *m = NULL;
     cw_err err = {0};
-    if (cw_msg_decode(header, size - at, data[0] & 2 ? CW_HELLO_MAX : CW_HEADER_MAX, frames, n_frames, &m, &err) != CW_OK) {
+    if (cw_msg_decode(header, size - at, data[0] & 2 ? CW_HELLO_MAX : CW_HEADER_MAX, frames, n_frames, &m,
+                      &err) != CW_OK) {
         CW_ASSERT(err.code == CW_STATUS_PROTOCOL && err.text[0]);
         for (uint32_t i = 0; i < n_frames; i++) free(frames[i].owner);
     } else {

@@ -1,4 +1,5 @@
-/* Starting inputs for fuzz_frames: one message of every kind that has fields worth damaging, and good calls and replies. */
+/* Starting inputs for fuzz_frames: one message of every kind that has fields worth damaging, and good calls
+ * and replies. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@ enum { D = 64, ROWS = 2, ENTRIES = 3 };
 static const char *dir;
 static uint8_t bytes32[32];
 
-static void save(const char *name, const uint8_t choices[4], const Cw__Pb__Envelope *env, const cw_frame *frames, uint8_t n)
+static void save(const char *name, const uint8_t choices[4], const Cw__Pb__Envelope *env,
+                 const cw_frame *frames, uint8_t n)
 {
     char path[512];
     uint8_t header[4096], len[2];
@@ -32,7 +34,8 @@ static void save(const char *name, const uint8_t choices[4], const Cw__Pb__Envel
 static void calls_and_replies(void)
 {
     static const cw_entry e[ENTRIES] = {{0, 1, 0.5f}, {1, 1, 0.25f}, {1, 3, 1.0f}};
-    static uint8_t entries[ENTRIES * CW_ENTRY_BYTES], q[ROWS * D], s[ROWS * D / 8], x[ROWS * D * 4], f16[ENTRIES * D * 2], exps[ENTRIES];
+    static uint8_t entries[ENTRIES * CW_ENTRY_BYTES], q[ROWS * D], s[ROWS * D / 8], x[ROWS * D * 4],
+        f16[ENTRIES * D * 2], exps[ENTRIES];
     Cw__Pb__Call call = CW__PB__CALL__INIT;
     Cw__Pb__Reply reply = CW__PB__REPLY__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -40,7 +43,8 @@ static void calls_and_replies(void)
     for (int i = 0; i < ROWS * D; i++) q[i] = (uint8_t)i;
     call.id = 1, call.layer = 2, call.n_rows = ROWS, call.n_entries = ENTRIES, call.budget_us = 1000;
     env.body_case = CW__PB__ENVELOPE__BODY_CALL, env.call = &call;
-    cw_frame a8[] = {{.data = entries, .len = sizeof entries}, {.data = q, .len = sizeof q}, {.data = s, .len = sizeof s}};
+    cw_frame a8[] = {
+        {.data = entries, .len = sizeof entries}, {.data = q, .len = sizeof q}, {.data = s, .len = sizeof s}};
     save("call_a8", (uint8_t[]){1, 0, 0, 65}, &env, a8, 3);
     call.act = CW__PB__ACT_KIND__ACT_F32, call.reply = CW__PB__REPLY_KIND__COMBINED_F32;
     cw_frame f32[] = {{.data = entries, .len = sizeof entries}, {.data = x, .len = sizeof x}};
@@ -60,23 +64,29 @@ static void introductions(void)
     Cw__Pb__Enrol enrol = CW__PB__ENROL__INIT;
     Cw__Pb__Welcome welcome = CW__PB__WELCOME__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
-    info.data_address = (char *)"tcp://127.0.0.1:5", info.isa = (char *)"avx2", info.speed = 1.5f, info.threads = 2;
-    hello.proto_min = hello.proto_max = 1, hello.role = CW__PB__ROLE__ROLE_WORKER, hello.name = (char *)"w", hello.software = (char *)"causeway";
-    hello.instance = (ProtobufCBinaryData){CW_INSTANCE_BYTES, bytes32}, hello.model_digest = (ProtobufCBinaryData){32, bytes32}, hello.worker = &info;
+    info.data_address = (char *)"tcp://127.0.0.1:5", info.isa = (char *)"avx2", info.speed = 1.5f,
+    info.threads = 2;
+    hello.proto_min = hello.proto_max = 1, hello.role = CW__PB__ROLE__ROLE_WORKER, hello.name = (char *)"w",
+    hello.software = (char *)"causeway";
+    hello.instance = (ProtobufCBinaryData){CW_INSTANCE_BYTES, bytes32},
+    hello.model_digest = (ProtobufCBinaryData){32, bytes32}, hello.worker = &info;
     env.body_case = CW__PB__ENVELOPE__BODY_HELLO, env.hello = &hello;
     save("hello", (uint8_t[]){2, 0, 0, 0}, &env, NULL, 0);
     enrol.token = (ProtobufCBinaryData){20, bytes32}, enrol.hello = &hello;
     env.body_case = CW__PB__ENVELOPE__BODY_ENROL, env.enrol = &enrol;
     save("enrol", (uint8_t[]){2, 0, 0, 0}, &env, NULL, 0);
-    welcome.proto = 1, welcome.cluster_id = (ProtobufCBinaryData){16, bytes32}, welcome.model_digest = welcome.sign_key = (ProtobufCBinaryData){32, bytes32};
-    welcome.heartbeat_ms = 2000, welcome.store_address = (char *)"tcp://[::1]:5571", welcome.revoked = (ProtobufCBinaryData){32, bytes32};
+    welcome.proto = 1, welcome.cluster_id = (ProtobufCBinaryData){16, bytes32},
+    welcome.model_digest = welcome.sign_key = (ProtobufCBinaryData){32, bytes32};
+    welcome.heartbeat_ms = 2000, welcome.store_address = (char *)"tcp://[::1]:5571",
+    welcome.revoked = (ProtobufCBinaryData){32, bytes32};
     env.body_case = CW__PB__ENVELOPE__BODY_WELCOME, env.welcome = &welcome;
     save("welcome", (uint8_t[]){0, 0, 0, 0}, &env, NULL, 0);
 }
 
 static void sets_and_store(void)
 {
-    Cw__Pb__LayerSet set[2] = {CW__PB__LAYER_SET__INIT, CW__PB__LAYER_SET__INIT}, *sets[2] = {&set[0], &set[1]};
+    Cw__Pb__LayerSet set[2] = {CW__PB__LAYER_SET__INIT, CW__PB__LAYER_SET__INIT},
+                     *sets[2] = {&set[0], &set[1]};
     Cw__Pb__Assign assign = CW__PB__ASSIGN__INIT;
     Cw__Pb__Holdings holdings = CW__PB__HOLDINGS__INIT;
     Cw__Pb__ChunkGet get = CW__PB__CHUNK_GET__INIT;

@@ -6,7 +6,10 @@
 
 _Static_assert(sizeof(crypto_generichash_state) <= sizeof(cw_hash_state), "the opaque state is large enough");
 
-static crypto_generichash_state *state_of(cw_hash_state *h) { return (crypto_generichash_state *)(void *)h->opaque; }
+static crypto_generichash_state *state_of(cw_hash_state *h)
+{
+    return (crypto_generichash_state *)(void *)h->opaque;
+}
 
 void cw_hash_begin(cw_hash_state *h, const char *context)
 {
@@ -15,9 +18,15 @@ void cw_hash_begin(cw_hash_state *h, const char *context)
     crypto_generichash_init(state_of(h), (const uint8_t *)context, n, CW_HASH_BYTES);
 }
 
-void cw_hash_add(cw_hash_state *h, const void *data, size_t n) { crypto_generichash_update(state_of(h), data, n); }
+void cw_hash_add(cw_hash_state *h, const void *data, size_t n)
+{
+    crypto_generichash_update(state_of(h), data, n);
+}
 
-void cw_hash_end(cw_hash_state *h, uint8_t out[CW_HASH_BYTES]) { crypto_generichash_final(state_of(h), out, CW_HASH_BYTES); }
+void cw_hash_end(cw_hash_state *h, uint8_t out[CW_HASH_BYTES])
+{
+    crypto_generichash_final(state_of(h), out, CW_HASH_BYTES);
+}
 
 void cw_hash(const char *context, const void *data, size_t n, uint8_t out[CW_HASH_BYTES])
 {
@@ -27,4 +36,7 @@ void cw_hash(const char *context, const void *data, size_t n, uint8_t out[CW_HAS
     cw_hash_end(&h, out);
 }
 
-bool cw_equal_secret(const void *a, const void *b, size_t n) { return sodium_memcmp(a, b, n) == 0; }
+bool cw_equal_secret(const void *a, const void *b, size_t n)
+{
+    return sodium_memcmp(a, b, n) == 0;
+}

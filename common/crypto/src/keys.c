@@ -1,6 +1,7 @@
 /*
- * Key pairs; see cw/keys.h. A key file is one line, "causeway-curve-1 HEX" or "causeway-sign-1 HEX", where HEX is the 32-byte
- * secret (for Ed25519 the seed); the public half is computed. Every buffer a secret passes through is wiped.
+ * Key pairs; see cw/keys.h. A key file is one line, "causeway-curve-1 HEX" or "causeway-sign-1 HEX", where
+ * HEX is the 32-byte secret (for Ed25519 the seed); the public half is computed. Every buffer a secret passes
+ * through is wiped.
  */
 #include "cw/keys.h"
 
@@ -16,7 +17,8 @@
 
 enum { SEED_BYTES = 32, LINE_MAX_BYTES = 128 };
 
-_Static_assert(crypto_box_SECRETKEYBYTES == SEED_BYTES && crypto_sign_SEEDBYTES == SEED_BYTES, "both secrets are 32 bytes");
+_Static_assert(crypto_box_SECRETKEYBYTES == SEED_BYTES && crypto_sign_SEEDBYTES == SEED_BYTES,
+               "both secrets are 32 bytes");
 _Static_assert(crypto_sign_BYTES == CW_SIGNATURE_BYTES, "signature size");
 
 struct cw_keys {
@@ -31,25 +33,36 @@ struct cw_signer {
 
 cw_status cw_crypto_init(cw_err *err)
 {
-    if (sodium_init() < 0) return CW_FAIL(err, CW_STATUS_UNSUPPORTED, "libsodium does not start: this system gives no good random numbers");
+    if (sodium_init() < 0)
+        return CW_FAIL(err, CW_STATUS_UNSUPPORTED,
+                       "libsodium does not start: this system gives no good random numbers");
     return CW_OK;
 }
 
-void cw_random(void *buf, size_t n) { randombytes_buf(buf, n); }
+void cw_random(void *buf, size_t n)
+{
+    randombytes_buf(buf, n);
+}
 
 static cw_status read_seed(const char *path, const char *kind, uint8_t seed[SEED_BYTES], cw_err *err)
 {
     struct stat st;
-    if (stat(path, &st) != 0) return CW_FAIL(err, CW_STATUS_IO, "cannot read the key file %s: %s", path, strerror(errno));
-    if (st.st_mode & 077) return CW_FAIL(err, CW_STATUS_AUTH, "others can read the key file %s: make it private (chmod 600), or delete it for a new key", path);
+    if (stat(path, &st) != 0)
+        return CW_FAIL(err, CW_STATUS_IO, "cannot read the key file %s: %s", path, strerror(errno));
+    if (st.st_mode & 077)
+        return CW_FAIL(
+            err, CW_STATUS_AUTH,
+            "others can read the key file %s: make it private (chmod 600), or delete it for a new key", path);
     char *line = NULL;
     size_t n = 0, got = 0, kind_len = strlen(kind);
     CW_TRY(cw_fs_read(path, LINE_MAX_BYTES, &line, &n, err));
     cw_status s = CW_OK;
     while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) n--;
     if (n != kind_len + 1 + 2 * SEED_BYTES || memcmp(line, kind, kind_len) != 0 || line[kind_len] != ' ' ||
-        sodium_hex2bin(seed, SEED_BYTES, line + kind_len + 1, 2 * SEED_BYTES, NULL, &got, NULL) != 0 || got != SEED_BYTES)
-        s = CW_FAIL(err, CW_STATUS_FORMAT, "the key file %s is damaged: restore it, or delete it for a new key", path);
+        sodium_hex2bin(seed, SEED_BYTES, line + kind_len + 1, 2 * SEED_BYTES, NULL, &got, NULL) != 0 ||
+        got != SEED_BYTES)
+        s = CW_FAIL(err, CW_STATUS_FORMAT,
+                    "the key file %s is damaged: restore it, or delete it for a new key", path);
     sodium_memzero(line, LINE_MAX_BYTES < n ? LINE_MAX_BYTES : n);
     cw_free(line);
     return s;
@@ -71,7 +84,8 @@ static cw_status open_seed(const char *path, const char *kind, uint8_t seed[SEED
 {
     struct stat st;
     if (stat(path, &st) == 0) return read_seed(path, kind, seed, err);
-    if (errno != ENOENT) return CW_FAIL(err, CW_STATUS_IO, "cannot read the key file %s: %s", path, strerror(errno));
+    if (errno != ENOENT)
+        return CW_FAIL(err, CW_STATUS_IO, "cannot read the key file %s: %s", path, strerror(errno));
     randombytes_buf(seed, SEED_BYTES);
     return write_seed(path, kind, seed, err);
 }
@@ -82,7 +96,8 @@ static cw_status keys_from_seed(const uint8_t seed[SEED_BYTES], cw_keys **out, c
     if (k) k->secret = sodium_malloc(SEED_BYTES);
     if (!k || !k->secret) {
         cw_free(k);
-        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "no memory for a key pair (is the limit of locked memory very small?)");
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY,
+                       "no memory for a key pair (is the limit of locked memory very small?)");
     }
     memcpy(k->secret, seed, SEED_BYTES);
     crypto_scalarmult_base(k->public_key.b, k->secret);
@@ -119,8 +134,14 @@ void cw_keys_free(cw_keys **k)
     *k = NULL;
 }
 
-const cw_key *cw_keys_public(const cw_keys *k) { return &k->public_key; }
-const uint8_t *cw_keys_secret(const cw_keys *k) { return k->secret; }
+const cw_key *cw_keys_public(const cw_keys *k)
+{
+    return &k->public_key;
+}
+const uint8_t *cw_keys_secret(const cw_keys *k)
+{
+    return k->secret;
+}
 
 static cw_status signer_from_seed(const uint8_t seed[SEED_BYTES], cw_signer **out, cw_err *err)
 {
@@ -128,7 +149,8 @@ static cw_status signer_from_seed(const uint8_t seed[SEED_BYTES], cw_signer **ou
     if (s) s->secret = sodium_malloc(crypto_sign_SECRETKEYBYTES);
     if (!s || !s->secret) {
         cw_free(s);
-        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "no memory for a signing key (is the limit of locked memory very small?)");
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY,
+                       "no memory for a signing key (is the limit of locked memory very small?)");
     }
     crypto_sign_seed_keypair(s->public_key.b, s->secret, seed);
     sodium_mprotect_readonly(s->secret);
@@ -164,10 +186,14 @@ void cw_signer_free(cw_signer **s)
     *s = NULL;
 }
 
-const cw_key *cw_signer_public(const cw_signer *s) { return &s->public_key; }
+const cw_key *cw_signer_public(const cw_signer *s)
+{
+    return &s->public_key;
+}
 
 /* What Ed25519 sees: the body's hash under the context, so that bodies of megabytes need no copy. */
-void cw_sign(const cw_signer *s, const char *context, const void *body, size_t n, uint8_t signature[CW_SIGNATURE_BYTES])
+void cw_sign(const cw_signer *s, const char *context, const void *body, size_t n,
+             uint8_t signature[CW_SIGNATURE_BYTES])
 {
     uint8_t h[CW_HASH_BYTES];
     cw_hash(context, body, n, h);

@@ -1,9 +1,11 @@
-/* Public keys as text: z85 (ZeroMQ's RFC 32: base 85, big-endian groups of 4 bytes in 5 characters) and hex. */
+/* Public keys as text: z85 (ZeroMQ's RFC 32: base 85, big-endian groups of 4 bytes in 5 characters) and hex.
+ */
 #include <string.h>
 
 #include "cw/keys.h"
 
-static const char z85[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
+static const char z85[] =
+    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
 static const char hex_digits[] = "0123456789abcdef";
 
 _Static_assert(sizeof z85 == 86, "85 digits");

@@ -1,11 +1,12 @@
 /*
  * The reactor: ZeroMQ on one side, a pure machine (cw/machine.h) on the other.
  *
- * A cw_net owns a ZeroMQ context, its listeners (ROUTER), the links it opened (one DEALER each), a monitor on every socket
- * and the ZAP thread. One thread calls cw_net_run and is the only one that touches sockets; it never computes. It decodes
- * and checks messages (cw/msg.h), holds every link to the legal sequences (cw/gate.h), turns what happens into events
- * and carries out the actions. A peer that breaks the protocol, runs ahead of its credit or says nothing in time is cut,
- * alone, and its key is refused for a while. docs/WIRE.md has the rules.
+ * A cw_net owns a ZeroMQ context, its listeners (ROUTER), the links it opened (one DEALER each), a monitor on
+ * every socket and the ZAP thread. One thread calls cw_net_run and is the only one that touches sockets; it
+ * never computes. It decodes and checks messages (cw/msg.h), holds every link to the legal sequences
+ * (cw/gate.h), turns what happens into events and carries out the actions. A peer that breaks the protocol,
+ * runs ahead of its credit or says nothing in time is cut, alone, and its key is refused for a while.
+ * docs/WIRE.md has the rules.
  *
  * Every connection is CURVE; there is no way to listen or connect without keys.
  */
@@ -29,17 +30,18 @@ typedef struct {
 /* Zero means the default in brackets. */
 typedef struct {
     cw_side self;
-    const cw_keys *keys;       /* borrowed as long as the net lives */
-    uint32_t max_peers;        /* links at once, in and out [64]; sizes MAX_SOCKETS and asks for descriptors */
-    uint32_t io_threads;       /* [1] */
-    uint32_t heartbeat_ms;     /* [2000]; a link without traffic for three of them is down */
-    uint32_t connect_rate;     /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
-    uint32_t ban_s;            /* how long a blamed key is refused [30] */
-    uint64_t peer_credit;      /* bytes a peer may be ahead of the application besides the fixed 4 MiB [4 MiB] */
-    uint32_t queue_messages;   /* messages queued in each direction of a link [256] */
-    uint64_t queue_bytes;      /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
-    uint32_t fault_zap_ms;     /* fault injection: the ZAP handler ends by itself after this time [never, or 500 where the
-                                  environment has CAUSEWAY_FAULT=zap-exit] */
+    const cw_keys *keys;   /* borrowed as long as the net lives */
+    uint32_t max_peers;    /* links at once, in and out [64]; sizes MAX_SOCKETS and asks for descriptors */
+    uint32_t io_threads;   /* [1] */
+    uint32_t heartbeat_ms; /* [2000]; a link without traffic for three of them is down */
+    uint32_t connect_rate; /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
+    uint32_t ban_s;        /* how long a blamed key is refused [30] */
+    uint64_t peer_credit;  /* bytes a peer may be ahead of the application besides the fixed 4 MiB [4 MiB] */
+    uint32_t queue_messages; /* messages queued in each direction of a link [256] */
+    uint64_t
+        queue_bytes; /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
+    uint32_t fault_zap_ms; /* fault injection: the ZAP handler ends by itself after this time [never, or 500
+                              where the environment has CAUSEWAY_FAULT=zap-exit] */
 } cw_net_config;
 
 /* NO_MEMORY, LIMIT (descriptors), INVALID. */
@@ -47,11 +49,13 @@ CW_MUST_USE cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role
 /* Not while cw_net_run is in it. Closes everything without ceremony. */
 void cw_net_free(cw_net **n);
 
-/* Before cw_net_run. `bound` (may be NULL) is the address with the real port. IO when the address is taken or not ours. */
-CW_MUST_USE cw_status cw_net_listen(cw_net *n, cw_port port, const char *address, char bound[CW_ADDRESS_MAX], cw_err *err);
+/* Before cw_net_run. `bound` (may be NULL) is the address with the real port. IO when the address is taken or
+ * not ours. */
+CW_MUST_USE cw_status cw_net_listen(cw_net *n, cw_port port, const char *address, char bound[CW_ADDRESS_MAX],
+                                    cw_err *err);
 
-/* Runs until cw_net_stop (CW_OK) or until it must not go on: the ZAP handler ended, memory is out, libzmq failed. Then the
- * process should end with the sentence in err. */
+/* Runs until cw_net_stop (CW_OK) or until it must not go on: the ZAP handler ended, memory is out, libzmq
+ * failed. Then the process should end with the sentence in err. */
 CW_MUST_USE cw_status cw_net_run(cw_net *n, cw_err *err);
 
 /* Any thread, and signal handlers. */
@@ -59,13 +63,14 @@ void cw_net_stop(cw_net *n);
 /* Any thread: on_wake will be called soon (several wakes may become one). */
 void cw_net_wake(cw_net *n);
 
-/* Any thread. A revoked key is refused by ZAP from now on and its links are cut. `cw_net_unrevoke` takes it back. */
+/* Any thread. A revoked key is refused by ZAP from now on and its links are cut. `cw_net_unrevoke` takes it
+ * back. */
 CW_MUST_USE cw_status cw_net_revoke(cw_net *n, const cw_key *key, cw_err *err);
 void cw_net_unrevoke(cw_net *n, const cw_key *key);
 
 /* In the thread of cw_net_run (from a callback), or when it is not running. */
 typedef struct {
-    uint64_t bytes_in, bytes_out;       /* messages as the application sees them: header and frames */
+    uint64_t bytes_in, bytes_out; /* messages as the application sees them: header and frames */
     uint64_t messages_in, messages_out;
     int64_t up_since_us;
 } cw_net_link_stats;
@@ -73,10 +78,10 @@ CW_MUST_USE bool cw_net_link_get_stats(const cw_net *n, cw_link link, cw_net_lin
 
 /* Counters since cw_net_new; any thread. */
 typedef struct {
-    uint64_t links_in, links_out;  /* that came up */
-    uint64_t blamed;               /* cut for breaking the protocol */
-    uint64_t overrun;              /* cut by the memory watchdog */
-    uint64_t silent;               /* cut because nothing came in time */
+    uint64_t links_in, links_out; /* that came up */
+    uint64_t blamed;              /* cut for breaking the protocol */
+    uint64_t overrun;             /* cut by the memory watchdog */
+    uint64_t silent;              /* cut because nothing came in time */
     uint64_t zap_refused;
     uint64_t handshakes_failed;
     uint64_t bytes_in, bytes_out;

@@ -1,4 +1,5 @@
-/* Addresses: "tcp://host:port", from options, join strings and peers. Text checks only, no look-ups. Any thread. */
+/* Addresses: "tcp://host:port", from options, join strings and peers. Text checks only, no look-ups. Any
+ * thread. */
 #pragma once
 #include "cw/msg.h"
 

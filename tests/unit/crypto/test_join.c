@@ -20,8 +20,8 @@ static cw_join sample(cw_join_role role)
 
 static bool same(const cw_join *a, const cw_join *b)
 {
-    return a->role == b->role && strcmp(a->address, b->address) == 0 && cw_key_equal(&a->coordinator, &b->coordinator) &&
-           memcmp(a->token, b->token, CW_TOKEN_BYTES) == 0;
+    return a->role == b->role && strcmp(a->address, b->address) == 0 &&
+           cw_key_equal(&a->coordinator, &b->coordinator) && memcmp(a->token, b->token, CW_TOKEN_BYTES) == 0;
 }
 
 static void a_join_string_is_read_back(void **state)
@@ -68,7 +68,8 @@ static void every_change_of_one_character_is_a_typo(void **state)
         for (int c = 1; c < 256; c++) {
             if ((char)c == was) continue;
             text[i] = (char)c;
-            if (cw_join_parse(text, &back, &err) != CW_STATUS_FORMAT) fail_msg("character %zu of %zu: %c became %d", i, n, was, c);
+            if (cw_join_parse(text, &back, &err) != CW_STATUS_FORMAT)
+                fail_msg("character %zu of %zu: %c became %d", i, n, was, c);
         }
         text[i] = was;
     }

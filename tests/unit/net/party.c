@@ -67,10 +67,12 @@ static void record(party *p, const cw_event *ev)
         if (e.msg == CW__PB__ENVELOPE__BODY_PONG) e.value = env->pong->t_us;
         if (e.msg == CW__PB__ENVELOPE__BODY_CALL) e.value = env->call->id;
         if (e.msg == CW__PB__ENVELOPE__BODY_REPLY) e.value = env->reply->id;
-        if (e.msg == CW__PB__ENVELOPE__BODY_REFUSAL) snprintf(e.text, sizeof e.text, "%s", env->refusal->text);
+        if (e.msg == CW__PB__ENVELOPE__BODY_REFUSAL)
+            snprintf(e.text, sizeof e.text, "%s", env->refusal->text);
         for (uint32_t f = 0; f < ev->msg->n_frames; f++) {
             e.bytes += ev->msg->frames[f].len;
-            for (size_t i = 0; i < ev->msg->frames[f].len; i++) e.sum = e.sum * 31 + ev->msg->frames[f].data[i];
+            for (size_t i = 0; i < ev->msg->frames[f].len; i++)
+                e.sum = e.sum * 31 + ev->msg->frames[f].data[i];
         }
     }
     pthread_mutex_lock(&p->lock);
@@ -244,7 +246,8 @@ void party_do(party *p, void (*fn)(party *p, cw_outbox *out, void *arg), void *a
     if (rc != 0) fail_msg("a wake was not answered");
 }
 
-bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg, int ms, party_event *out)
+bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg, int ms,
+                   party_event *out)
 {
     struct timespec until = deadline_in(ms);
     size_t start = 0, *at = from ? from : &start;
@@ -254,7 +257,8 @@ bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_
     while (!found && rc == 0) {
         for (; *at < p->n_events && !found; ++*at) {
             const party_event *e = &p->events[*at];
-            found = e->kind == kind && (!link || e->link == link) && (kind != CW_EV_MESSAGE || !msg || e->msg == msg);
+            found = e->kind == kind && (!link || e->link == link) &&
+                    (kind != CW_EV_MESSAGE || !msg || e->msg == msg);
             if (found && out) *out = *e;
         }
         if (!found) rc = pthread_cond_timedwait(&p->cond, &p->lock, &until);
@@ -266,7 +270,8 @@ bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_
 party_event party_wait(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg)
 {
     party_event e = {0};
-    if (!party_wait_ms(p, from, kind, link, msg, TEST_WAIT_MS, &e)) fail_msg("no event of kind %d (message %s) came", (int)kind, cw_msg_kind_name(msg));
+    if (!party_wait_ms(p, from, kind, link, msg, TEST_WAIT_MS, &e))
+        fail_msg("no event of kind %d (message %s) came", (int)kind, cw_msg_kind_name(msg));
     return e;
 }
 
@@ -332,7 +337,8 @@ static void do_call(party *p, cw_outbox *out, void *arg)
     const order *o = arg;
     Cw__Pb__Call call = CW__PB__CALL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
-    call.id = o->value, call.n_rows = call.n_entries = 1, call.budget_us = 1000, call.act = CW__PB__ACT_KIND__ACT_F32;
+    call.id = o->value, call.n_rows = call.n_entries = 1, call.budget_us = 1000,
+    call.act = CW__PB__ACT_KIND__ACT_F32;
     env.body_case = CW__PB__ENVELOPE__BODY_CALL, env.call = &call;
     uint8_t *bytes = NULL, *entry = NULL;
     cw_frame f[2] = {cw_frame_new(CW_ENTRY_BYTES, &entry), cw_frame_new(o->bytes, &bytes)};

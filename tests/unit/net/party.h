@@ -1,4 +1,5 @@
-/* A party in a net test: one cw_net with its thread, a scripted machine, and a record of what happened to it. */
+/* A party in a net test: one cw_net with its thread, a scripted machine, and a record of what happened to it.
+ */
 #pragma once
 #include <pthread.h>
 
@@ -23,8 +24,8 @@ typedef struct party {
     /* set before party_start */
     cw_side self;
     cw_net_config cfg;
-    party_answer answer;  /* to a hello */
-    bool says_bye;        /* when it is stopped */
+    party_answer answer;          /* to a hello */
+    bool says_bye;                /* when it is stopped */
     char address[CW_ADDRESS_MAX]; /* not empty: listens; holds the real address after the start */
     cw_port port;
 
@@ -52,10 +53,12 @@ void party_free(party *p);
 
 /* Runs fn in the party's thread and waits until it has run. */
 void party_do(party *p, void (*fn)(party *p, cw_outbox *out, void *arg), void *arg);
-/* The first event from index `from` on that fits (link 0: any; msg only for messages, 0: any); fails the test after the deadline. */
+/* The first event from index `from` on that fits (link 0: any; msg only for messages, 0: any); fails the test
+ * after the deadline. */
 party_event party_wait(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg);
 /* The same, but false instead of a failure. */
-bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg, int ms, party_event *out);
+bool party_wait_ms(party *p, size_t *from, cw_event_kind kind, cw_link link, cw_msg_kind msg, int ms,
+                   party_event *out);
 
 /* A link to `server`, which says hello by itself when it is up. */
 cw_link party_connect(party *p, const char *address, const cw_key *key);
@@ -66,9 +69,9 @@ void party_ping(party *p, cw_link link, uint64_t t);
 void party_check_echo(party *p, cw_link link, uint64_t t);
 void party_call(party *p, cw_link link, uint64_t id, size_t bytes);
 
-#define assert_says(text, part)                                                       \
-    do {                                                                              \
-        if (!strstr((text), (part))) fail_msg("\"%s\" does not say \"%s\"", (text), (part)); \
+#define assert_says(text, part)                                                                              \
+    do {                                                                                                     \
+        if (!strstr((text), (part))) fail_msg("\"%s\" does not say \"%s\"", (text), (part));                 \
     } while (0)
 
 /* Packed headers for raw clients. */

@@ -1,6 +1,7 @@
 /*
- * Peers that break the rules: each is cut, alone, and another peer goes on undisturbed. The attackers speak through libzmq
- * or through bare sockets; those whose own memory must not be counted run in another process (this program with --endless).
+ * Peers that break the rules: each is cut, alone, and another peer goes on undisturbed. The attackers speak
+ * through libzmq or through bare sockets; those whose own memory must not be counted run in another process
+ * (this program with --endless).
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,7 +27,9 @@
 extern char **environ;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { GROWTH_MAX_KIB = 768 << 10 }; /* freed memory stays in the sanitizer's quarantine, and every byte has a shadow */
+enum {
+    GROWTH_MAX_KIB = 768 << 10
+}; /* freed memory stays in the sanitizer's quarantine, and every byte has a shadow */
 #else
 enum { GROWTH_MAX_KIB = 64 << 10 };
 #endif
@@ -82,7 +85,8 @@ static void raw_setup(raw *r, const char *address, const uint8_t server_key[32],
     assert_int_equal(cw_keys_new(&r->keys, NULL), CW_OK);
     r->ctx = zmq_ctx_new();
     r->sock = zmq_socket(r->ctx, ZMQ_DEALER);
-    if (routing_id) assert_int_equal(zmq_setsockopt(r->sock, ZMQ_ROUTING_ID, routing_id, strlen(routing_id)), 0);
+    if (routing_id)
+        assert_int_equal(zmq_setsockopt(r->sock, ZMQ_ROUTING_ID, routing_id, strlen(routing_id)), 0);
     assert_int_equal(zmq_setsockopt(r->sock, ZMQ_LINGER, &linger, sizeof linger), 0);
     assert_int_equal(zmq_setsockopt(r->sock, ZMQ_RCVTIMEO, &timeout, sizeof timeout), 0);
     assert_int_equal(zmq_setsockopt(r->sock, ZMQ_SNDTIMEO, &timeout, sizeof timeout), 0);
@@ -94,7 +98,10 @@ static void raw_setup(raw *r, const char *address, const uint8_t server_key[32],
     assert_int_equal(zmq_connect(r->sock, address), 0);
 }
 
-static void raw_open(raw *r) { raw_setup(r, server.address, cw_keys_public(server.keys)->b, NULL); }
+static void raw_open(raw *r)
+{
+    raw_setup(r, server.address, cw_keys_public(server.keys)->b, NULL);
+}
 
 static void raw_close(raw *r)
 {
@@ -157,7 +164,8 @@ static void a_second_message_before_admission_is_cut(void **state)
     assert_int_equal(zmq_send(r.sock, ping, n, 0), (int)n);
     assert_cut(&r, "not let in yet");
     size_t messages = 0;
-    for (size_t i = 0; i < server.n_events; i++) messages += server.events[i].kind == CW_EV_MESSAGE && server.events[i].link == link_of(&r);
+    for (size_t i = 0; i < server.n_events; i++)
+        messages += server.events[i].kind == CW_EV_MESSAGE && server.events[i].link == link_of(&r);
     assert_int_equal(messages, 1);
     raw_close(&r);
     friend_is_undisturbed_and_all_stop();
@@ -230,7 +238,9 @@ static void what_cannot_be_decoded_costs_the_connection_and_a_while(void **state
     for (int i = 0; i < 50 && !back; i++) {
         size_t from = 0;
         link = party_connect(&guest, server.address, cw_keys_public(server.keys));
-        while (!back && party_wait_ms(&guest, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME, 200, NULL)) back = true;
+        while (!back &&
+               party_wait_ms(&guest, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME, 200, NULL))
+            back = true;
     }
     assert_true(back);
     party_stop(&guest);
@@ -304,7 +314,8 @@ static void who_does_not_read_is_let_go(void **state)
     size_t n = cw_msg_header_bytes(&env), row_bytes = 256 << 10;
     uint8_t *row = cw_calloc(row_bytes, 1);
     cw_msg_header_pack(&env, header);
-    /* Every call is answered with 256 KiB that nobody takes: 1,000 receive slots here, but a small one for the connection. */
+    /* Every call is answered with 256 KiB that nobody takes: 1,000 receive slots here, but a small one for
+     * the connection. */
     int small = 1;
     zmq_setsockopt(r.sock, ZMQ_RCVHWM, &small, sizeof small);
     cw_link link = link_of(&r);
@@ -354,8 +365,9 @@ static void assert_little_growth(long before)
 }
 
 /*
- * Another process: joins, then sends one message of very many parts. libzmq hands a message to its I/O thread only when it is
- * complete, so this attacker's has an end, which the server must not live to see; the parts share one buffer.
+ * Another process: joins, then sends one message of very many parts. libzmq hands a message to its I/O thread
+ * only when it is complete, so this attacker's has an end, which the server must not live to see; the parts
+ * share one buffer.
  */
 static int endless_main(char **argv)
 {
@@ -382,7 +394,12 @@ static void endless_attack(const char *part_bytes)
     start_both();
     char hex[CW_KEY_HEX];
     cw_key_hex(cw_keys_public(server.keys), hex);
-    char *argv[] = {(char *)"test_hostile", (char *)"--endless", server.address, hex, (char *)(uintptr_t)part_bytes, NULL};
+    char *argv[] = {(char *)"test_hostile",
+                    (char *)"--endless",
+                    server.address,
+                    hex,
+                    (char *)(uintptr_t)part_bytes,
+                    NULL};
     long before = begin_memory_watch();
     pid_t child;
     assert_int_equal(posix_spawn(&child, "/proc/self/exe", NULL, NULL, argv, environ), 0);

@@ -60,7 +60,9 @@ static void messages_come_back_in_order_and_whole(void **state)
     assert_true(cw_key_equal(&hello.key, cw_keys_public(client.keys)));
     size_t from = 0;
     for (uint64_t t = 1; t <= 50; t++) party_ping(&client, link, t);
-    for (uint64_t t = 1; t <= 50; t++) assert_int_equal(party_wait(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_PONG).value, t);
+    for (uint64_t t = 1; t <= 50; t++)
+        assert_int_equal(party_wait(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_PONG).value,
+                         t);
     static const size_t sizes[] = {0, 1, 29, 33, 511, 512, 8192, 300 << 10, CW_DATA_FRAME_MAX};
     for (size_t i = 0; i < CW_ARRAY_LEN(sizes); i++) {
         party_call(&client, link, i + 1, sizes[i]);
@@ -100,7 +102,12 @@ static void what_cannot_be_reached_is_down_soon(void **state)
     cw_link gone = party_connect(&client, "tcp://127.0.0.1:1", cw_keys_public(server.keys));
     party_event e = party_wait(&client, NULL, CW_EV_LINK_DOWN, gone, 0);
     assert_says(e.text, "nobody answers");
-    static const char *const bad[] = {"", "tcp://127.0.0.1", "inproc://zeromq.zap.01", "ipc:///tmp/x", "tcp://127.0.0.1:x", "tcp://127.0.0.1:5;127.0.0.1:6"};
+    static const char *const bad[] = {"",
+                                      "tcp://127.0.0.1",
+                                      "inproc://zeromq.zap.01",
+                                      "ipc:///tmp/x",
+                                      "tcp://127.0.0.1:x",
+                                      "tcp://127.0.0.1:5;127.0.0.1:6"};
     for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) {
         cw_link link = party_connect(&client, bad[i], cw_keys_public(server.keys));
         e = party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
@@ -127,7 +134,8 @@ static void a_host_name_is_looked_up(void **state)
     assert_true(in);
     cw_link link = party_connect(&client, "tcp://no-such-host.invalid:5570", cw_keys_public(server.keys));
     party_event e = party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
-    if (!strstr(e.text, "no answer from")) assert_says(e.text, "no host of the name"); /* where a name server is out of reach */
+    if (!strstr(e.text, "no answer from"))
+        assert_says(e.text, "no host of the name"); /* where a name server is out of reach */
     stop_both();
 }
 
@@ -165,7 +173,8 @@ static void a_close_lets_what_was_sent_before_it_leave(void **state)
     cw_link link = party_join(&client, &server);
     size_t from = 0, events = client.n_events;
     party_do(&client, do_many_pings_and_close, &link);
-    for (uint64_t t = 1; t <= 100; t++) assert_int_equal(party_wait(&server, &from, CW_EV_MESSAGE, 0, CW__PB__ENVELOPE__BODY_PING).value, t);
+    for (uint64_t t = 1; t <= 100; t++)
+        assert_int_equal(party_wait(&server, &from, CW_EV_MESSAGE, 0, CW__PB__ENVELOPE__BODY_PING).value, t);
     party_wait(&server, &from, CW_EV_LINK_DOWN, 0, 0);
     stop_both();
     assert_int_equal(client.n_events, events); /* no event of a link that its machine closed */
@@ -200,7 +209,8 @@ static void a_listener_that_comes_back_gets_a_new_link(void **state)
     for (int i = 0; i < 50 && !second; i++) {
         size_t from = 0;
         cw_link link = party_connect(&client, server.address, cw_keys_public(server.keys));
-        if (party_wait_ms(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME, 3000, NULL)) second = link;
+        if (party_wait_ms(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME, 3000, NULL))
+            second = link;
     }
     assert_true(second != 0 && second != first);
     party_check_echo(&client, second, 8);

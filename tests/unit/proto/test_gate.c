@@ -81,7 +81,8 @@ static void our_hello_is_answered_before_anything_else(void **state)
         cw_gate_sent(&g, m);
         cw_msg_free(&m);
         assert_false(lets(&g, of_kind(CW__PB__ENVELOPE__BODY_PING)));
-        assert_true(lets(&g, of_kind(refused ? CW__PB__ENVELOPE__BODY_REFUSAL : CW__PB__ENVELOPE__BODY_WELCOME)));
+        assert_true(
+            lets(&g, of_kind(refused ? CW__PB__ENVELOPE__BODY_REFUSAL : CW__PB__ENVELOPE__BODY_WELCOME)));
         assert_int_equal(lets(&g, of_kind(CW__PB__ENVELOPE__BODY_PING)), !refused);
         assert_false(lets(&g, of_kind(CW__PB__ENVELOPE__BODY_WELCOME)));
     }
@@ -90,10 +91,31 @@ static void our_hello_is_answered_before_anything_else(void **state)
 static void addresses_are_checked(void **state)
 {
     (void)state;
-    static const char *const good[] = {"tcp://127.0.0.1:1", "tcp://a:65535", "tcp://[::1]:5570", "tcp://host-1.example.org:5570"};
-    static const char *const bad[] = {"", "tcp://", "tcp://a", "tcp://:1", "tcp://a:0", "tcp://a:65536", "tcp://a:1x", "tcp://*:5", "tcp://0.0.0.0:5",
-                                      "tcp://[::]:1", "tcp://[::1:5", "tcp://::1:5", "tcp://a;b:5", "tcp://a b:5", "tcp://1.2.3:5", "ipc:///tmp/x",
-                                      "inproc://zeromq.zap.01", "tcp://a:1;b:2", "tcp://a\n:1", "tcp://eth0;host:1", "udp://a:1", "tcp://a..b:1", "tcp://[fe80::1%1]:5"};
+    static const char *const good[] = {"tcp://127.0.0.1:1", "tcp://a:65535", "tcp://[::1]:5570",
+                                       "tcp://host-1.example.org:5570"};
+    static const char *const bad[] = {"",
+                                      "tcp://",
+                                      "tcp://a",
+                                      "tcp://:1",
+                                      "tcp://a:0",
+                                      "tcp://a:65536",
+                                      "tcp://a:1x",
+                                      "tcp://*:5",
+                                      "tcp://0.0.0.0:5",
+                                      "tcp://[::]:1",
+                                      "tcp://[::1:5",
+                                      "tcp://::1:5",
+                                      "tcp://a;b:5",
+                                      "tcp://a b:5",
+                                      "tcp://1.2.3:5",
+                                      "ipc:///tmp/x",
+                                      "inproc://zeromq.zap.01",
+                                      "tcp://a:1;b:2",
+                                      "tcp://a\n:1",
+                                      "tcp://eth0;host:1",
+                                      "udp://a:1",
+                                      "tcp://a..b:1",
+                                      "tcp://[fe80::1%1]:5"};
     cw_address a;
     cw_err err;
     for (size_t i = 0; i < CW_ARRAY_LEN(good); i++) {
@@ -102,7 +124,8 @@ static void addresses_are_checked(void **state)
         cw_address_text(a.host, a.port, back);
         assert_string_equal(back, good[i]);
     }
-    for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) assert_int_equal(cw_address_parse(bad[i], CW_ADDRESS_CONNECT, NULL, &err), CW_STATUS_INVALID);
+    for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++)
+        assert_int_equal(cw_address_parse(bad[i], CW_ADDRESS_CONNECT, NULL, &err), CW_STATUS_INVALID);
     assert_int_equal(cw_address_parse("tcp://*:*", CW_ADDRESS_LISTEN, &a, &err), CW_OK);
     assert_true(a.wildcard && a.port == 0);
     assert_int_equal(cw_address_parse("tcp://127.3.2.1:0", CW_ADDRESS_LISTEN, &a, &err), CW_OK);

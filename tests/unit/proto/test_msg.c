@@ -11,7 +11,8 @@
 #include "cw/mem.h"
 
 enum { D = 64, ROWS = 3, ENTRIES = 5 };
-static const cw_model_limits lim = {.n_layers = 4, .n_experts = 16, .d_model = D, .max_rows = 64, .max_entries = 512};
+static const cw_model_limits lim = {
+    .n_layers = 4, .n_experts = 16, .d_model = D, .max_rows = 64, .max_entries = 512};
 
 typedef struct {
     uint8_t header[1024];
@@ -24,7 +25,8 @@ typedef struct {
 
 static void make_call(call_bytes *c)
 {
-    static const cw_entry e[ENTRIES] = {{0, 1, 0.5f}, {2, 1, 0.25f}, {1, 3, 1.0f}, {0, 9, 0.5f}, {2, 15, 0.75f}};
+    static const cw_entry e[ENTRIES] = {
+        {0, 1, 0.5f}, {2, 1, 0.25f}, {1, 3, 1.0f}, {0, 9, 0.5f}, {2, 15, 0.75f}};
     Cw__Pb__Call call = CW__PB__CALL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     call.id = 77, call.layer = 2, call.n_rows = ROWS, call.n_entries = ENTRIES, call.budget_us = 1000;
@@ -126,7 +128,8 @@ static void random_damage_never_crashes_the_decoder(void **state)
     for (int round = 0; round < 20000; round++) {
         call_bytes c;
         make_call(&c);
-        for (int k = 0; k < 1 + round % 4; k++) c.header[(size_t)rand_r(&seed) % c.header_len] = (uint8_t)rand_r(&seed);
+        for (int k = 0; k < 1 + round % 4; k++)
+            c.header[(size_t)rand_r(&seed) % c.header_len] = (uint8_t)rand_r(&seed);
         (void)accepts(&c, 3);
     }
 }
@@ -143,37 +146,48 @@ static void a_reply_must_be_the_one_asked_for(void **state)
     cw_msg *m = cw_msg_new(&env, f, 2);
     cw_reply_view v;
     assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F16, 2, &v, NULL), CW_OK);
-    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F16, 3, &v, NULL), CW_STATUS_PROTOCOL);
-    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F32, 2, &v, NULL), CW_STATUS_PROTOCOL);
+    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F16, 3, &v, NULL),
+                     CW_STATUS_PROTOCOL);
+    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F32, 2, &v, NULL),
+                     CW_STATUS_PROTOCOL);
     rows[1] = 0x7c; /* f16 infinity */
-    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F16, 2, &v, NULL), CW_STATUS_PROTOCOL);
+    assert_int_equal(cw_reply_view_get(m, &lim, CW__PB__REPLY_KIND__ROWS_F16, 2, &v, NULL),
+                     CW_STATUS_PROTOCOL);
     cw_msg_free(&m);
 }
 
 static void a_stranger_may_only_introduce_himself(void **state)
 {
     (void)state;
-    assert_true(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW, CW__PB__ENVELOPE__BODY_HELLO));
-    assert_false(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW, CW__PB__ENVELOPE__BODY_CALL));
-    assert_false(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_HELLO));
-    assert_true(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_CALL));
-    assert_false(cw_msg_legal(CW_SIDE_COORDINATOR, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_CONTROL, CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_HOLDINGS));
-    assert_false(cw_msg_legal(CW_SIDE_COORDINATOR, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_STORE, CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_CHUNK_GET));
+    assert_true(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW,
+                             CW__PB__ENVELOPE__BODY_HELLO));
+    assert_false(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW,
+                              CW__PB__ENVELOPE__BODY_CALL));
+    assert_false(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_ADMITTED,
+                              CW__PB__ENVELOPE__BODY_HELLO));
+    assert_true(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_ADMITTED,
+                             CW__PB__ENVELOPE__BODY_CALL));
+    assert_false(cw_msg_legal(CW_SIDE_COORDINATOR, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_CONTROL,
+                              CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_HOLDINGS));
+    assert_false(cw_msg_legal(CW_SIDE_COORDINATOR, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_STORE,
+                              CW_PEER_ADMITTED, CW__PB__ENVELOPE__BODY_CHUNK_GET));
     int allowed = 0;
     for (int k = -1; k < 64; k++)
-        allowed += cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW, (cw_msg_kind)k);
+        allowed += cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_NEW,
+                                (cw_msg_kind)k);
     assert_int_equal(allowed, 1);
 }
 
 static void decoding_memory_is_bounded(void **state)
 {
     (void)state;
-    /* Enrol { hello { worker ... } } cannot repeat, but Assign.sets can: 2 bytes of wire for an empty set each. */
+    /* Enrol { hello { worker ... } } cannot repeat, but Assign.sets can: 2 bytes of wire for an empty set
+     * each. */
     size_t n = 200000;
     uint8_t *h = cw_calloc(2 * n + 16, 1);
     size_t body = 2 * n, at = 0;
     h[at++] = 8 << 3 | 2; /* Envelope.assign */
-    for (size_t v = body; ; v >>= 7) {
+    for (size_t v = body;; v >>= 7) {
         h[at++] = (uint8_t)((v & 127) | (v > 127 ? 128 : 0));
         if (v <= 127) break;
     }
@@ -189,7 +203,8 @@ static void decoding_memory_is_bounded(void **state)
 static void fields_of_a_later_version_are_dropped(void **state)
 {
     (void)state;
-    /* Envelope.ping { t_us 7, and unknown fields 9 (varint) and 0 (eight bytes, which no parser should take) } */
+    /* Envelope.ping { t_us 7, and unknown fields 9 (varint) and 0 (eight bytes, which no parser should take)
+     * } */
     static const uint8_t h[] = {0xb2, 0x01, 13, 0x08, 7, 0x48, 1, 0x81, 0x00, 0, 0, 0, 0, 0, 0, 0};
     uint8_t header[sizeof h + 1] = {0};
     memcpy(header, h, sizeof h);

@@ -36,11 +36,14 @@ static void a_ticket_is_read_back_and_no_other_byte_passes(void **state)
     assert_memory_equal(&t, &back, sizeof t);
     for (size_t i = 0; i < 8 * n; i++) {
         bytes[i / 8] ^= (uint8_t)(1 << i % 8);
-        /* A changed tag can hide in an unknown field only if the signature still fits the body, which it then must be. */
-        if (cw_ticket_verify(cw_signer_public(signer), bytes, n, &back, NULL) == CW_OK) assert_memory_equal(&t, &back, sizeof t);
+        /* A changed tag can hide in an unknown field only if the signature still fits the body, which it then
+         * must be. */
+        if (cw_ticket_verify(cw_signer_public(signer), bytes, n, &back, NULL) == CW_OK)
+            assert_memory_equal(&t, &back, sizeof t);
         bytes[i / 8] ^= (uint8_t)(1 << i % 8);
     }
-    for (size_t cut = 0; cut < n; cut++) assert_int_not_equal(cw_ticket_verify(cw_signer_public(signer), bytes, cut, &back, NULL), CW_OK);
+    for (size_t cut = 0; cut < n; cut++)
+        assert_int_not_equal(cw_ticket_verify(cw_signer_public(signer), bytes, cut, &back, NULL), CW_OK);
     cw_signer *other = NULL;
     assert_int_equal(cw_signer_new(&other, NULL), CW_OK);
     assert_int_equal(cw_ticket_verify(cw_signer_public(other), bytes, n, &back, NULL), CW_STATUS_AUTH);
@@ -68,7 +71,8 @@ static void make_epoch(epoch_parts *p)
         p->sets[i].experts = (ProtobufCBinaryData){2, p->set};
         p->set_list[i] = &p->sets[i];
         cw__pb__epoch_worker__init(&p->workers[i]);
-        p->workers[i].id = i + 1, p->workers[i].name = (char *)"w", p->workers[i].address = (char *)"tcp://127.0.0.1:1", p->workers[i].speed = 1.0f;
+        p->workers[i].id = i + 1, p->workers[i].name = (char *)"w",
+        p->workers[i].address = (char *)"tcp://127.0.0.1:1", p->workers[i].speed = 1.0f;
         p->workers[i].key = (ProtobufCBinaryData){32, p->key};
         p->workers[i].n_sets = 2, p->workers[i].sets = p->set_list;
         p->worker_list[i] = &p->workers[i];
@@ -83,7 +87,8 @@ static cw_status round_trip(epoch_parts *p, Cw__Pb__EpochBody **out)
     assert_int_equal(cw_epoch_sign(signer, &p->body, &bytes, &n, NULL), CW_OK);
     cw_status s = cw_epoch_verify(cw_signer_public(signer), bytes, n, out, NULL);
     cw_ticket t;
-    assert_int_equal(cw_ticket_verify(cw_signer_public(signer), bytes, n, &t, NULL), CW_STATUS_AUTH); /* an epoch is no ticket */
+    assert_int_equal(cw_ticket_verify(cw_signer_public(signer), bytes, n, &t, NULL),
+                     CW_STATUS_AUTH); /* an epoch is no ticket */
     cw_free(bytes);
     return s;
 }

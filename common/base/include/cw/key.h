@@ -1,4 +1,5 @@
-/* A public key as a plain value, so that rooms without cryptography can name peers. cw/keys.h makes and holds pairs. */
+/* A public key as a plain value, so that rooms without cryptography can name peers. cw/keys.h makes and holds
+ * pairs. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -7,9 +8,14 @@
 enum { CW_KEY_BYTES = 32 }; /* CURVE25519 and Ed25519 public keys */
 
 /* Who somebody is; CURVE proves it. */
-typedef struct { uint8_t b[CW_KEY_BYTES]; } cw_key;
+typedef struct {
+    uint8_t b[CW_KEY_BYTES];
+} cw_key;
 
-static inline bool cw_key_equal(const cw_key *a, const cw_key *b) { return memcmp(a->b, b->b, CW_KEY_BYTES) == 0; }
+static inline bool cw_key_equal(const cw_key *a, const cw_key *b)
+{
+    return memcmp(a->b, b->b, CW_KEY_BYTES) == 0;
+}
 static inline bool cw_key_is_zero(const cw_key *k)
 {
     uint8_t all = 0;

@@ -4,7 +4,9 @@
 
 enum { CW_HASH_BYTES = 32, CW_HASH_CONTEXT_MAX = 64 };
 
-typedef struct { _Alignas(64) uint8_t opaque[384]; } cw_hash_state;
+typedef struct {
+    _Alignas(64) uint8_t opaque[384];
+} cw_hash_state;
 
 /* `context` is 1..64 bytes, for instance "causeway chunk 1". */
 void cw_hash_begin(cw_hash_state *h, const char *context);

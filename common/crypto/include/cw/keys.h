@@ -1,7 +1,7 @@
 /*
- * Key pairs and random bytes. Secrets live in sodium_malloc memory, in files of mode 0600 in a private directory, and
- * are wiped when let go; they are never logged and never leave this room but for libzmq's own copy.
- * Any thread after cw_crypto_init; a pair is immutable once opened.
+ * Key pairs and random bytes. Secrets live in sodium_malloc memory, in files of mode 0600 in a private
+ * directory, and are wiped when let go; they are never logged and never leave this room but for libzmq's own
+ * copy. Any thread after cw_crypto_init; a pair is immutable once opened.
  */
 #pragma once
 #include "cw/key.h"
@@ -18,12 +18,13 @@ typedef struct cw_keys cw_keys;
 /* A pair that lives in memory only (tests, one-shot tools). */
 CW_MUST_USE cw_status cw_keys_new(cw_keys **out, cw_err *err);
 /*
- * The pair in the file `path`, made there when there is none (whole or not at all, 0600). The directory must exist and
- * be private (cw_fs_private_dir). Errors: AUTH when others can read the file, FORMAT when it is damaged, IO.
+ * The pair in the file `path`, made there when there is none (whole or not at all, 0600). The directory must
+ * exist and be private (cw_fs_private_dir). Errors: AUTH when others can read the file, FORMAT when it is
+ * damaged, IO.
  */
 CW_MUST_USE cw_status cw_keys_open(const char *path, cw_keys **out, cw_err *err);
 void cw_keys_free(cw_keys **k);
-const cw_key *cw_keys_public(const cw_keys *k); /* as long as k */
+const cw_key *cw_keys_public(const cw_keys *k);  /* as long as k */
 const uint8_t *cw_keys_secret(const cw_keys *k); /* 32 bytes, as long as k; for libzmq only */
 
 /* An Ed25519 pair: what the coordinator signs tickets and epochs with. */
@@ -35,8 +36,10 @@ void cw_signer_free(cw_signer **s);
 const cw_key *cw_signer_public(const cw_signer *s);
 
 enum { CW_SIGNATURE_BYTES = 64 };
-/* `context` names what is signed ("causeway ticket 1"), so that a signature on one kind never fits another. */
-void cw_sign(const cw_signer *s, const char *context, const void *body, size_t n, uint8_t signature[CW_SIGNATURE_BYTES]);
+/* `context` names what is signed ("causeway ticket 1"), so that a signature on one kind never fits another.
+ */
+void cw_sign(const cw_signer *s, const char *context, const void *body, size_t n,
+             uint8_t signature[CW_SIGNATURE_BYTES]);
 CW_MUST_USE bool cw_sign_verify(const cw_key *public_key, const char *context, const void *body, size_t n,
                                 const uint8_t signature[CW_SIGNATURE_BYTES]);
 
