@@ -55,8 +55,8 @@ static void count_experts(const cw_model_config *c, const cw_expert_shape *shape
     }
 }
 
-/* Types in ascending order; insertion into a short list. A file with more types than there are rows is not
- * real. */
+/* Types in ascending order; insertion into a short list. A
+ * file with more types than there are rows is not real. */
 static void count_type(cw_model_facts *f, const cw_gguf_tensor *t)
 {
     int at = 0;

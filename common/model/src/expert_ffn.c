@@ -41,8 +41,8 @@ static bool alloc_a8(cw_arena *a, cw_a8 *out, int rows, int k)
 
 static size_t scratch_bytes(int rows, int d_model, int d_ff)
 {
-    /* f32: gate, up, y; A8 with its derived arrays takes less than 2 bytes a value; the rest is small and
-     * rounded up. */
+    /* f32: gate, up, y; A8 with its derived arrays takes less than
+     * 2 bytes a value; the rest is small and rounded up. */
     size_t per_row =
         (size_t)d_ff * (4 + 4 + 2) + (size_t)d_model * (4 + 2) + 2 * sizeof(cw_a8) + 2 * sizeof(cw_mm) + 256;
     return (size_t)rows * per_row + (1 << 16);

@@ -165,9 +165,9 @@ static cw_status read_vocab(reader *r)
     return CW_OK;
 }
 
-/* Head sizes stand in key_length and value_length; files with a compressed cache (head_count_kv 1) give those
- * of the cache there and the heads' own in *_mla. Which layout the second projection has is told by its
- * tensors. */
+/* Head sizes stand in key_length and value_length; files with a compressed
+ * cache (head_count_kv 1) give those of the cache there and the heads' own
+ * in *_mla. Which layout the second projection has is told by its tensors. */
 static cw_status read_mla(reader *r)
 {
     cw_model_config *c = r->c;
@@ -361,8 +361,8 @@ static cw_status read_moe(reader *r, const cw_model_options *opt)
     return read_groups(r, opt);
 }
 
-/* The last proof: every tensor the engine will read is there, of a type it can compute with, in the shape the
- * numbers ask. */
+/* The last proof: every tensor the engine will read is there,
+ * of a type it can compute with, in the shape the numbers ask. */
 static cw_status check_tensors(reader *r)
 {
     cw_model_tensors t;

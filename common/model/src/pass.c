@@ -221,8 +221,8 @@ void cw_pass_abandon(cw_pass *p)
     (void)ignored; /* the pass has failed already, with a better reason */
 }
 
-/* Norms the rows whose logits are wanted to the front of h, multiplies them at once, and hands the results
- * out. */
+/* Norms the rows whose logits are wanted to the front of h,
+ * multiplies them at once, and hands the results out. */
 cw_status cw_pass_finish(cw_pass *p, cw_err *err)
 {
     const cw_engine *e = p->e;

@@ -89,8 +89,8 @@ static void norm_q_a(void *ctx, int row, int thread)
     s->p->e->kn->rms_norm(q, q, s->w->q_a_norm, c->q_lora, c->norm_eps);
 }
 
-/* Finishes the cache row and parts the queries: nope values side by side for k_b, rotated values behind their
- * latent. */
+/* Finishes the cache row and parts the queries: nope values
+ * side by side for k_b, rotated values behind their latent. */
 static void place_latent_row(void *ctx, int row, int thread)
 {
     (void)thread;

@@ -1,5 +1,5 @@
-/* See rope.h. YaRN: Peng et al. 2023, section 3.2 ("NTK-by-parts"), with the constants of DeepSeek's
- * published code. */
+/* See rope.h. YaRN: Peng et al. 2023, section 3.2 ("NTK-by-
+ * parts"), with the constants of DeepSeek's published code. */
 #include "rope.h"
 #include "cw/fmath.h"
 

@@ -74,8 +74,8 @@ int32_t cw_argmax(const float *v, int n)
 
 /* --- noise --- */
 
-/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection whose output bits all depend on all
- * input bits. */
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014): a
+ * bijection whose output bits all depend on all input bits. */
 static uint64_t mix(uint64_t z)
 {
     z += 0x9e3779b97f4a7c15u;
@@ -84,8 +84,8 @@ static uint64_t mix(uint64_t z)
     return z ^ (z >> 31);
 }
 
-/* u(seed, position, id) in (0, 1), exactly representable and never 0 or 1. `base` is mix(mix(seed) ^
- * position). */
+/* u(seed, position, id) in (0, 1), exactly representable and
+ * never 0 or 1. `base` is mix(mix(seed) ^ position). */
 static double uniform(uint64_t base, int32_t id)
 {
     uint64_t bits = mix(base ^ (uint32_t)id) >> 12;

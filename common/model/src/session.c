@@ -1,5 +1,5 @@
-/* Sessions: one timeline of tokens and its KV cache. A session's memory is one arena of reserved address
- * space. */
+/* Sessions: one timeline of tokens and its KV cache. A
+ * session's memory is one arena of reserved address space. */
 #include "engine_internal.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
-/* See tensors.h. Names follow the GGUF convention of the converters that write deepseek2, llama and qwen2
- * files. */
+/* See tensors.h. Names follow the GGUF convention of the
+ * converters that write deepseek2, llama and qwen2 files. */
 #include "tensors.h"
 #include "cw/mem.h"
 #include "cw/type.h"

@@ -73,6 +73,6 @@ void cw_weights_embed(const cw_weights *w, int32_t token, float *x, void *scratc
  * described by cw_weight_init already. Shared with the expert set. */
 CW_MUST_USE cw_status cw_weight_read(const cw_weight_reader *r, const cw_gguf_tensor *t, int64_t first_row,
                                      cw_weight *w);
-/* Type of the derived k_b: a quantised kv_b becomes Q8_0 (f32 where a head is no multiple of 32), others
- * stay. */
+/* Type of the derived k_b: a quantised kv_b becomes Q8_0 (f32
+ * where a head is no multiple of 32), others stay. */
 uint32_t cw_derived_k_b_type(uint32_t kv_b_type, int d_nope);

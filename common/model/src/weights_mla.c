@@ -37,8 +37,8 @@ static void put_q8_0(uint8_t *dst, const float *x, int n)
     }
 }
 
-/* One row of n values in a file's form; for f16 and bf16 x holds values that came from that type, so nothing
- * is lost. */
+/* One row of n values in a file's form; for f16 and bf16 x
+ * holds values that came from that type, so nothing is lost. */
 static void put_row(uint32_t type, uint8_t *dst, const float *x, int n)
 {
     switch (type) {

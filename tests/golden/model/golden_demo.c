@@ -150,8 +150,8 @@ static int load_questions(const cw_tok *t, question *q)
     return n;
 }
 
-/* Greedy answers to all questions, STREAMS at a time in one batch; a stream takes the next question when it
- * is done. */
+/* Greedy answers to all questions, STREAMS at a time in one
+ * batch; a stream takes the next question when it is done. */
 static void answer_all(cw_engine *e, question *q, int n)
 {
     int n_vocab = cw_engine_config(e)->n_vocab, next = 0, asked[STREAMS], live = 0;

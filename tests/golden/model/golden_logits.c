@@ -1,5 +1,5 @@
-/* The engine's logits against those of the models' published code. Budgets: see the readme of
- * tests/golden/data. */
+/* The engine's logits against those of the models' published
+ * code. Budgets: see the readme of tests/golden/data. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

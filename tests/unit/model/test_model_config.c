@@ -1,5 +1,5 @@
-/* Reading a model's configuration: what the keys mean, what absent keys default to, what a hostile file may
- * not say. */
+/* Reading a model's configuration: what the keys mean, what
+ * absent keys default to, what a hostile file may not say. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -321,8 +321,8 @@ static void every_tensor_is_missed_and_measured_by_name(void **state)
         read_fails(&s, CW_STATUS_NOT_FOUND, names[i]);
         s.omit_tensor = NULL;
         s.bend_tensor = names[i];
-        /* The vocabulary and the width of the shared experts are what their tensors say; others then
-         * disagree. */
+        /* The vocabulary and the width of the shared experts are what
+         * their tensors say; others then disagree. */
         bool defines = i == 0 || strstr(names[i], "blk.1.ffn_gate_shexp");
         read_fails(&s, CW_STATUS_FORMAT, i == 0 ? "output.weight" : defines ? "shexp" : names[i]);
     }

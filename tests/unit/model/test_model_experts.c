@@ -1,5 +1,5 @@
-/* Routed experts: their arithmetic step by step, the set that holds them, and the order in which rows are
- * combined. */
+/* Routed experts: their arithmetic step by step, the set that
+ * holds them, and the order in which rows are combined. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -64,8 +64,8 @@ static void world_drop(world *w)
 
 /* --- the arithmetic --- */
 
-/* One product, from the file's rows, as docs/NUMERICS.md writes it for f32, f16, bf16 (x) and Q8_0 (a8)
- * weights. */
+/* One product, from the file's rows, as docs/NUMERICS.md
+ * writes it for f32, f16, bf16 (x) and Q8_0 (a8) weights. */
 static float dot(uint32_t type, const uint8_t *row, int k, const float *x, const int8_t *q, const float *s)
 {
     const cw_type_info *info = cw_type_get(type);
@@ -188,8 +188,8 @@ static void kinds_follow_the_tensor_types(void **state)
     assert_int_equal(cw_expert_reply_kind(&s), CW_REPLY_ROWS_F16);
 }
 
-/* Rows of several experts in one run, spread over jobs and threads in any way, are the rows computed one by
- * one. */
+/* Rows of several experts in one run, spread over jobs and
+ * threads in any way, are the rows computed one by one. */
 static void grouping_does_not_change_a_bit(void **state)
 {
     (void)state;

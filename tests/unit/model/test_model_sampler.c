@@ -74,8 +74,8 @@ static void a_choice_depends_on_seed_and_position_only(void **state)
     cw_sampler_free(&c);
 }
 
-/* The text of a seed must stay the same across versions. The numbers come from another program (Python, its
- * own log). */
+/* The text of a seed must stay the same across versions. The
+ * numbers come from another program (Python, its own log). */
 static void the_noise_is_what_it_was(void **state)
 {
     (void)state;

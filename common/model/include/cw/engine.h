@@ -46,8 +46,8 @@ CW_MUST_USE cw_status cw_engine_open(const cw_gguf *g, const cw_engine_options *
 /* Sessions must be gone. */
 void cw_engine_close(cw_engine **e);
 
-/* Where an edge engine's experts are computed; not owned, must outlive its use. May be changed between
- * forwards. */
+/* Where an edge engine's experts are computed; not owned, must
+ * outlive its use. May be changed between forwards. */
 void cw_engine_set_experts(cw_engine *e, cw_experts *x);
 
 const cw_model_config *cw_engine_config(const cw_engine *e);
@@ -107,6 +107,6 @@ CW_MUST_USE cw_status cw_session_eval(cw_session *s, const int32_t *tokens, int 
 CW_MUST_USE cw_status cw_session_sync(cw_session *s, const int32_t *tokens, int n, float *logits,
                                       int *n_reused, const atomic_bool *cancel, cw_err *err);
 
-/* The KV rows of one position and layer as stored (latent and rope part, or keys and values); borrowed. For
- * tests. */
+/* The KV rows of one position and layer as stored (latent and
+ * rope part, or keys and values); borrowed. For tests. */
 const void *cw_session_kv_row(const cw_session *s, int layer, int position, size_t *bytes);

@@ -14,8 +14,8 @@
 #include "cw/model_config.h"
 #include "cw/pool.h"
 
-/* The routed experts of one layer: dimensions and GGUF tensor types of the three matrices. d_model = 0: no
- * experts. */
+/* The routed experts of one layer: dimensions and GGUF tensor
+ * types of the three matrices. d_model = 0: no experts. */
 typedef struct {
     int d_model, d_ff;
     uint32_t gate_type, up_type, down_type;
@@ -32,8 +32,8 @@ size_t cw_expert_slice_bytes(const cw_expert_shape *s, int slice);
 size_t cw_expert_packed_bytes(const cw_expert_shape *s);
 /* "blk.3.ffn_gate_exps.weight" into buf; returns buf. */
 char *cw_expert_tensor_name(char *buf, size_t size, int layer, int slice);
-/* Shapes of all layers, shapes[n_layers] by the caller. Types and dimensions are checked: FORMAT,
- * UNSUPPORTED. */
+/* Shapes of all layers, shapes[n_layers] by the caller. Types
+ * and dimensions are checked: FORMAT, UNSUPPORTED. */
 CW_MUST_USE cw_status cw_expert_shapes_read(const cw_gguf *g, const cw_model_config *c,
                                             cw_expert_shape *shapes, cw_err *err);
 

@@ -14,8 +14,8 @@ typedef enum { CW_ROPE_SCALING_NONE, CW_ROPE_SCALING_LINEAR, CW_ROPE_SCALING_YAR
 /* Values as in GGUF's expert_gating_func. */
 typedef enum { CW_GATE_SOFTMAX = 1, CW_GATE_SIGMOID = 2 } cw_gate;
 
-/* Bits of cw_model_config.inferred: the file has no such key, and this value is our default for its kind of
- * model. */
+/* Bits of cw_model_config.inferred: the file has no such key,
+ * and this value is our default for its kind of model. */
 enum {
     CW_INFERRED_GATE = 1 << 0,
     CW_INFERRED_NORM = 1 << 1,
@@ -85,8 +85,8 @@ static inline bool cw_layer_is_moe(const cw_model_config *c, int layer)
     return c->n_experts > 0 && layer >= c->n_dense;
 }
 
-/* What `causeway inspect` prints: sizes in bytes as stored in the file, and packed as they would be held in
- * memory. */
+/* What `causeway inspect` prints: sizes in bytes as stored in
+ * the file, and packed as they would be held in memory. */
 typedef struct {
     cw_model_config config;
     uint64_t n_params;

@@ -25,8 +25,8 @@ typedef struct {
 
 typedef struct cw_sampler cw_sampler;
 
-/* INVALID names the parameter that is out of range. One sampler per thread (it owns working memory, no
- * state). */
+/* INVALID names the parameter that is out of range. One
+ * sampler per thread (it owns working memory, no state). */
 CW_MUST_USE cw_status cw_sampler_new(const cw_sampler_params *p, int n_vocab, cw_sampler **out, cw_err *err);
 void cw_sampler_free(cw_sampler **s);
 
