@@ -206,7 +206,12 @@ void net_link_send(cw_net *n, net_link *l, cw_msg **m)
         l->stats.messages_out++;
         NET_COUNT(n, bytes_out, bytes);
         break;
-    case NET_SEND_FULL: net_link_fail(n, l, "reads too slowly: the queue to it is full"); break;
+    case NET_SEND_FULL:
+        /* A DEALER whose connection has just ended says the same as one whose queue is full. */
+        net_link_fail(n, l,
+                      l->from ? "reads too slowly: the queue to it is full"
+                              : "the connection was lost, or the peer reads too slowly");
+        break;
     case NET_SEND_GONE: net_link_fail(n, l, "the connection was closed or lost"); break;
     case NET_SEND_NO_MEMORY: net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to send a message"); break;
     }

@@ -95,30 +95,41 @@ static void set_defaults(cw_net_config *c)
 }
 
 /* Descriptors: three for every outgoing link (its sockets' mailboxes and the connection), one for an incoming
- * one, and the half-open ones. Asks for more than that where the system allows it: a flood must not make
- * accept() fail. */
+ * one, and the half-open ones. */
+static unsigned descriptors_of(const cw_net_config *c)
+{
+    return 128 + 6 * c->max_peers;
+}
+
+/* Of all nets of the process. */
+static atomic_uint descriptors_reserved;
+
+/* Asks for more than is needed where the system allows it: a flood must not make accept() fail. */
 static cw_status reserve_descriptors(const cw_net_config *c, cw_err *err)
 {
     struct rlimit r;
-    rlim_t need = 128 + 6 * (rlim_t)c->max_peers, like = need + 4096;
+    unsigned mine = descriptors_of(c);
+    rlim_t need = atomic_fetch_add(&descriptors_reserved, mine) + mine, like = need + 4096;
     if (getrlimit(RLIMIT_NOFILE, &r) != 0) return CW_OK;
     if (r.rlim_cur < like) {
         r.rlim_cur = r.rlim_max == RLIM_INFINITY || r.rlim_max > like ? like : r.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &r);
         if (getrlimit(RLIMIT_NOFILE, &r) != 0) return CW_OK;
     }
-    if (r.rlim_cur < need)
-        return CW_FAIL(err, CW_STATUS_LIMIT,
-                       "%u peers need %llu open files and the limit is %llu: raise it (ulimit -n)",
-                       c->max_peers, (unsigned long long)need, (unsigned long long)r.rlim_cur);
-    return CW_OK;
+    if (r.rlim_cur >= need) return CW_OK;
+    atomic_fetch_sub(&descriptors_reserved, mine);
+    return CW_FAIL(err, CW_STATUS_LIMIT,
+                   "%u peers need %llu open files and the limit is %llu: raise it (ulimit -n)", c->max_peers,
+                   (unsigned long long)need, (unsigned long long)r.rlim_cur);
 }
 
 static void wake(cw_net *n)
 {
     uint64_t one = 1;
+    int e = errno;                                      /* may run in a signal handler */
     ssize_t done = write(n->wake_fd, &one, sizeof one); /* full means that a wake is on its way already */
     (void)done;
+    errno = e;
 }
 
 static void zap_died(void *ctx)
@@ -162,7 +173,10 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
         return CW_FAIL(err, CW_STATUS_INVALID, "a network limit is out of range");
     CW_TRY(reserve_descriptors(&cfg, err));
     cw_net *n = cw_calloc(1, sizeof *n);
-    if (!n) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "no memory for the network");
+    if (!n) {
+        atomic_fetch_sub(&descriptors_reserved, descriptors_of(&cfg));
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "no memory for the network");
+    }
     n->cfg = cfg;
     n->role = *role;
     n->wake_fd = -1;
@@ -197,6 +211,7 @@ void cw_net_free(cw_net **np)
     net_map_free(&n->by_rid);
     cw_outbox_free(&n->out);
     cw_free(n->items);
+    atomic_fetch_sub(&descriptors_reserved, descriptors_of(&n->cfg));
     cw_free(n);
     *np = NULL;
 }

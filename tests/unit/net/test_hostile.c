@@ -389,6 +389,41 @@ static int endless_main(char **argv)
     _exit(0);
 }
 
+/* Another process: joins, and is stopped by a signal then. */
+static int quiet_main(char **argv)
+{
+    cw_key key;
+    raw r;
+    if (!cw_key_parse(argv[3], &key)) return 2;
+    raw_setup(&r, argv[2], key.b, NULL);
+    raw_join(&r);
+    raise(SIGSTOP);
+    _exit(0);
+}
+
+static void a_process_that_hangs_is_noticed(void **state)
+{
+    (void)state;
+    server.cfg.heartbeat_ms = 200;
+    friend.cfg.heartbeat_ms = 200;
+    start_both();
+    char hex[CW_KEY_HEX];
+    cw_key_hex(cw_keys_public(server.keys), hex);
+    char *argv[] = {(char *)"test_hostile", (char *)"--quiet", server.address, hex, (char *)"0", NULL};
+    pid_t child;
+    size_t from = server.n_events;
+    assert_int_equal(posix_spawn(&child, "/proc/self/exe", NULL, NULL, argv, environ), 0);
+    party_event up = party_wait(&server, &from, CW_EV_LINK_UP, 0, 0);
+    int64_t start = cw_now_us();
+    party_event down = party_wait(&server, &from, CW_EV_LINK_DOWN, up.link, 0);
+    assert_true(cw_now_us() - start >= 400000); /* not because it was refused */
+    assert_says(down.text, "closed or lost");
+    int status;
+    kill(child, SIGKILL);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    friend_is_undisturbed_and_all_stop();
+}
+
 static void endless_attack(const char *part_bytes)
 {
     start_both();
@@ -506,6 +541,7 @@ static void a_thousand_half_open_connections_disturb_nobody(void **state)
 int main(int argc, char **argv)
 {
     if (argc == 5 && strcmp(argv[1], "--endless") == 0) return endless_main(argv);
+    if (argc == 5 && strcmp(argv[1], "--quiet") == 0) return quiet_main(argv);
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(a_second_message_before_admission_is_cut),
@@ -517,6 +553,7 @@ int main(int argc, char **argv)
         T(a_frame_that_is_too_large_ends_the_connection),
         T(a_routing_id_of_ones_own_is_not_accepted),
         T(who_does_not_read_is_let_go),
+        T(a_process_that_hangs_is_noticed),
         T(an_endless_message_of_large_parts_is_cut),
         T(an_endless_message_of_small_parts_is_cut),
         T(a_thousand_half_open_connections_disturb_nobody),
