@@ -92,7 +92,9 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
             for (int t = 0; t < ns; t++) part[i][t] = vq_begin(offset ? -offset * xsum : 0);
         }
 #pragma GCC unroll 8
-        for (int g = 8 / halves * h; g < 8 / halves * (h + 1); g++) {
+        for (int e = 0; e < 8; e++) {
+            if (e >= 8 / halves) break;
+            const int g = 8 / halves * h + e;
             vi w[Q_STRIPS];
 #pragma GCC unroll 2
             for (int t = 0; t < ns; t++) w[t] = group_of(s, sgn, q[t], g, table);
