@@ -159,6 +159,6 @@ void set_list_free(set_list *s);
 /* ---- epochs.c */
 /* Publishes when the sets of READY experts differ from the newest epoch and it is time. */
 void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *out);
-/* Raises the term when somebody has seen a higher epoch than ours. */
+/* Somebody has seen a higher epoch than our newest: a new one follows, of a higher term. */
 void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *who);
 cw_status epochs_adopt(cw_coordinator *c, const cw_coordinator_state *state, int64_t now_us, cw_err *err);

@@ -218,17 +218,19 @@ void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *
 
 void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *who)
 {
-    if (term < c->term || (term == c->term && number <= c->number)) return;
+    uint64_t newest_term = c->epoch ? c->epoch_term : 0, newest = c->epoch ? c->number : 0;
+    if (term < newest_term || (term == newest_term && number <= newest)) return;
     if (term >= (uint64_t)1 << 62) {
         CW_LOG_E("coordinator", "worker \"%s\" reports an impossible term %llu, ignored", who, (unsigned long long)term);
         return;
     }
     CW_LOG_W("coordinator", "worker \"%s\" has seen epoch %llu.%llu, ours is %llu.%llu: an older state was restored, or a second "
-             "coordinator ran; the term is raised", who, (unsigned long long)term, (unsigned long long)number,
-             (unsigned long long)c->term, (unsigned long long)c->number);
+             "coordinator ran; a new epoch overrules it", who, (unsigned long long)term, (unsigned long long)number,
+             (unsigned long long)newest_term, (unsigned long long)newest);
+    c->republish = true;
+    if (term < c->term) return;
     c->term = term + 1;
     save_term(c);
-    c->republish = true; /* what is out there is newer than our newest epoch */
 }
 
 static cw_status adopt_workers(cw_coordinator *c, const Cw__Pb__EpochBody *body, int64_t now_us, cw_err *err)

@@ -1,0 +1,81 @@
+/*
+ * The simulator's kernel: processes, a clock and a network that exist only in memory, for the real machines of a whole
+ * cluster in one thread.
+ *
+ * The network behaves as libzmq over TCP does, and no better: messages of one connection arrive in order; at a cut any
+ * suffix in flight is lost, in each direction its own; a hole in one direction holds messages back and kills the connection
+ * when it outlasts the heartbeats; a full queue ends the connection; a new connection is a new link on both sides; a
+ * process that was paused wakes with its old queues, and learns afterwards that its peers have left. Every message is
+ * encoded, decoded and checked, and every connection held to the legal sequences (cw/gate.h), as in the net room.
+ *
+ * Everything that happens follows from the seed.
+ */
+#pragma once
+#include "cw/gate.h"
+#include "cw/machine.h"
+
+enum { SIM_MAX_PROCS = 12 };
+#define SIM_MS INT64_C(1000)
+#define SIM_S  INT64_C(1000000)
+enum { SIM_HEARTBEATS_US = 6000000, SIM_CONNECT_US = 2000000, SIM_QUEUE_MESSAGES = 256 };
+
+typedef struct sim sim;
+
+sim *sim_new(uint64_t seed, bool trace);
+void sim_free(sim *s);
+/* Every message takes between these, if nothing is slow; [100 us, 1 ms]. */
+void sim_set_latency(sim *s, int64_t least_us, int64_t most_us);
+int64_t sim_now(const sim *s);
+int64_t sim_wall(const sim *s, int proc); /* this process's wall clock */
+uint64_t sim_random(sim *s);
+uint32_t sim_below(sim *s, uint32_t n); /* n > 0 */
+bool sim_chance(sim *s, uint32_t percent);
+
+/* ---- processes ---------------------------------------------------------------------------------------------- */
+
+/* `event` is the machine's; `after` carries out what the machine asks of its own process, and may fill the outbox too.
+ * Both are given the context of the present incarnation. */
+typedef struct {
+    const char *name;
+    cw_side side;
+    cw_key key;
+    void (*event)(void *ctx, cw_event *ev, cw_outbox *out);
+    void (*after)(void *ctx, cw_outbox *out);
+} sim_proc;
+
+int sim_add(sim *s, const sim_proc *p);
+/* Begins an incarnation that listens at `address` (NULL: nowhere; a second one is the store). */
+void sim_start(sim *s, int proc, void *ctx, const char *address, cw_port port);
+/* Ends it: connections break, timers are forgotten. The context is the caller's to free. */
+void sim_kill(sim *s, int proc);
+bool sim_is_up(const sim *s, int proc);
+bool sim_is_paused(const sim *s, int proc);
+/* From within event or after: what is in the outbox is thrown away and the process dies at once. */
+void sim_die_now(sim *s, int proc);
+/* `fn` in the process, after `delay`, unless it has died; paused processes do it when they wake. */
+void sim_after(sim *s, int proc, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out), void *arg);
+/* The same outside of any process. */
+void sim_at(sim *s, int64_t at_us, void (*fn)(void *ctx, void *arg), void *ctx, void *arg);
+
+/* ---- faults ------------------------------------------------------------------------------------------------- */
+
+/* Cuts all connections between two processes. */
+void sim_cut(sim *s, int a, int b);
+/* Nothing from a reaches b for so long; longer ones replace shorter ones. */
+void sim_hole(sim *s, int from, int to, int64_t us);
+void sim_pause(sim *s, int proc, int64_t us);
+/* Everything that leaves `proc` takes `extra_us` longer and `us_per_kb` a KiB, for `us`. */
+void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us);
+void sim_jump_wall(sim *s, int proc, int64_t ms);
+
+/* ---- running ------------------------------------------------------------------------------------------------ */
+
+/* Until `until_us`, or a failure. `step` is called after everything that happened in any process. */
+bool sim_run(sim *s, int64_t until_us, void (*step)(void *ctx), void *ctx);
+/* The first one counts. */
+void sim_fail(sim *s, const char *fmt, ...) CW_PRINTF(2, 3);
+const char *sim_failure(const sim *s); /* NULL: none */
+void sim_trace(sim *s, const char *fmt, ...) CW_PRINTF(2, 3);
+/* The last lines of the trace. */
+void sim_print_trace(const sim *s);
+uint64_t sim_events(const sim *s), sim_messages(const sim *s), sim_lost(const sim *s);

@@ -1,0 +1,106 @@
+/* The kernel from the inside: sim.c (clock, processes), network.c (connections). */
+#pragma once
+#include "sim.h"
+
+enum { TRACE_LINES = 200, TRACE_WIDTH = 200, MAX_LISTEN = 2 };
+
+typedef struct conn conn;
+
+/* What may happen. The order of events of the same time is the order they were made in. */
+typedef enum { T_TICK, T_DELIVER, T_LINK_UP, T_LINK_DOWN, T_AFTER, T_AT, T_RESUME, T_DEADLINE } what;
+
+typedef struct {
+    int64_t at;
+    uint64_t order;
+    what kind;
+    int proc;
+    uint32_t gen;
+    conn *c;
+    int dir;    /* T_DELIVER: 0 to the server, 1 to the client; T_LINK_*: the end, 0 client, 1 server */
+    void (*fn)(void *ctx, void *arg, cw_outbox *out);
+    void (*at_fn)(void *ctx, void *arg);
+    void *ctx, *arg;
+    const char *text;
+} item;
+
+typedef struct {
+    int proc; /* -1: nobody */
+    uint32_t gen;
+    cw_link link;
+    cw_gate gate;
+    bool told_up, down; /* down: nothing reaches this end any more */
+} conn_end;
+
+typedef struct flight {
+    struct flight *next;
+    cw_msg *msg;
+} flight;
+
+typedef struct {
+    flight *head, *tail;
+    uint32_t n;
+    int64_t last_us; /* arrival of the newest */
+} pipe_state;
+
+struct conn {
+    conn *next;
+    uint32_t id;
+    conn_end end[2];     /* client, server */
+    pipe_state pipe[2];  /* to the server, to the client */
+    cw_port port;
+    bool dead;
+};
+
+typedef struct {
+    sim_proc def;
+    void *ctx;
+    bool up, paused, die;
+    uint32_t gen;
+    int64_t paused_until, tick_us, wake_us, wall_offset_ms;
+    char address[MAX_LISTEN][CW_ADDRESS_MAX];
+    cw_port port[MAX_LISTEN];
+    int n_listen;
+    cw_link next_link;
+    cw_outbox out;
+    item *inbox; /* what waits while it is paused */
+    size_t n_inbox, cap_inbox;
+    int64_t slow_until, slow_us, slow_per_kb;
+} process;
+
+struct sim {
+    uint64_t random, seed;
+    bool trace_on;
+    int64_t now, least_latency, most_latency;
+    item *heap;
+    size_t n_heap, cap_heap;
+    uint64_t order, events, messages, lost;
+    process procs[SIM_MAX_PROCS];
+    int n_procs;
+    int64_t hole[SIM_MAX_PROCS][SIM_MAX_PROCS]; /* until */
+    conn *conns;
+    uint32_t n_conns;
+    char failure[400];
+    char lines[TRACE_LINES][TRACE_WIDTH];
+    uint64_t n_lines;
+    void (*step)(void *ctx);
+    void *step_ctx;
+};
+
+void sim_push(sim *s, item it);
+void sim_do_outbox(sim *s, int proc);
+/* Gives one event to a process; the message is freed. */
+void sim_give(sim *s, int proc, cw_event *ev);
+
+/* network.c */
+void net_open(sim *s, int proc, const cw_action *a);
+void net_send(sim *s, int proc, cw_link link, cw_msg *msg);
+void net_admit(sim *s, int proc, cw_link link);
+void net_close(sim *s, int proc, cw_link link);
+void net_deliver(sim *s, conn *c, int dir);
+void net_link_up(sim *s, conn *c, int end);
+void net_link_down(sim *s, conn *c, int end, const char *text);
+void net_deadline(sim *s, conn *c);
+void net_cut(sim *s, conn *c, bool at_once, const char *text);
+void net_kill(sim *s, int proc);
+void net_heartbeats_lost(sim *s, int from, int to);
+void net_free(sim *s);
