@@ -47,25 +47,32 @@ static inline void rig_down(rig *r, cw_link link, const char *why)
     rig_event(r, &ev);
 }
 
-static inline void rig_message(rig *r, cw_link link, cw_port port, const cw_key *key, const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t n)
+static inline void rig_message(rig *r, cw_link link, cw_port port, const cw_key *key,
+                               const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t n)
 {
     cw_msg *m = cw_msg_new(env, frames, n);
     assert_non_null(m);
     rig_event(r, &(cw_event){.kind = CW_EV_MESSAGE, .link = link, .port = port, .key = *key, .msg = m});
 }
 
-/* The nth (from 0) queued action of that kind (and, for sends, message kind; 0: any); NULL when there are fewer. */
+/* The nth (from 0) queued action of that kind (and, for sends, message kind; 0: any); NULL when there are
+ * fewer. */
 static inline cw_action *rig_action(rig *r, cw_action_kind kind, cw_link link, cw_msg_kind msg, int nth)
 {
     for (size_t i = 0; i < r->out.n; i++) {
         cw_action *a = &r->out.items[i];
-        if (a->kind != kind || (link && a->link != link) || (kind == CW_ACT_SEND && msg && a->msg->env->body_case != msg)) continue;
+        if (a->kind != kind || (link && a->link != link) ||
+            (kind == CW_ACT_SEND && msg && a->msg->env->body_case != msg))
+            continue;
         if (nth-- == 0) return a;
     }
     return NULL;
 }
 
-static inline cw_action *rig_sent(rig *r, cw_link link, cw_msg_kind msg) { return rig_action(r, CW_ACT_SEND, link, msg, 0); }
+static inline cw_action *rig_sent(rig *r, cw_link link, cw_msg_kind msg)
+{
+    return rig_action(r, CW_ACT_SEND, link, msg, 0);
+}
 
 static inline int rig_count(rig *r, cw_action_kind kind, cw_link link, cw_msg_kind msg)
 {
@@ -74,10 +81,13 @@ static inline int rig_count(rig *r, cw_action_kind kind, cw_link link, cw_msg_ki
     return n;
 }
 
-static inline void rig_clear(rig *r) { cw_outbox_clear(&r->out); }
+static inline void rig_clear(rig *r)
+{
+    cw_outbox_clear(&r->out);
+}
 
-#define ENV(var, BODY, field, ptr)                 \
-    Cw__Pb__Envelope var = CW__PB__ENVELOPE__INIT; \
+#define ENV(var, BODY, field, ptr)                                                                           \
+    Cw__Pb__Envelope var = CW__PB__ENVELOPE__INIT;                                                           \
     (var).body_case = CW__PB__ENVELOPE__BODY_##BODY, (var).field = (ptr)
 
 #define MSG(kind) CW__PB__ENVELOPE__BODY_##kind

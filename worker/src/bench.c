@@ -1,5 +1,5 @@
-/* How fast this machine reads weights: one-row products with a matrix larger than most caches, for about 100 ms. A rough
- * number, for the division of calls between workers; edges correct it by what they measure. */
+/* How fast this machine reads weights: one-row products with a matrix larger than most caches, for about 100
+ * ms. A rough number, for the division of calls between workers; edges correct it by what they measure. */
 #include "cw/bytes.h"
 #include "cw/clock.h"
 #include "cw/mem.h"
@@ -38,12 +38,14 @@ float bench_speed(const cw_kernels *kn, cw_pool *pool)
     void *mem = NULL, *a8_mem = NULL;
     cw_weight w;
     cw_a8 a8;
-    if (!x || !y || cw_weight_bytes(CW_TYPE_Q8_0, ROWS, COLS, &bytes, NULL) != CW_OK || !cw_type_row_bytes(CW_TYPE_Q8_0, COLS, &row_bytes) ||
-        !cw_a8_bytes(1, COLS, &a8_bytes)) goto fail;
+    if (!x || !y || cw_weight_bytes(CW_TYPE_Q8_0, ROWS, COLS, &bytes, NULL) != CW_OK ||
+        !cw_type_row_bytes(CW_TYPE_Q8_0, COLS, &row_bytes) || !cw_a8_bytes(1, COLS, &a8_bytes))
+        goto fail;
     mem = cw_aligned_calloc(bytes, 1);
     a8_mem = cw_aligned_calloc(a8_bytes, 1);
     rows = cw_calloc(CW_PANEL_ROWS, row_bytes);
-    if (!mem || !a8_mem || !rows || cw_weight_init(&w, CW_TYPE_Q8_0, ROWS, COLS, mem, NULL) != CW_OK) goto fail;
+    if (!mem || !a8_mem || !rows || cw_weight_init(&w, CW_TYPE_Q8_0, ROWS, COLS, mem, NULL) != CW_OK)
+        goto fail;
     fill(rows, CW_PANEL_ROWS * row_bytes);
     for (int64_t r = 0; r < ROWS; r += CW_PANEL_ROWS)
         if (cw_weight_pack(&w, r, CW_PANEL_ROWS, rows, NULL) != CW_OK) goto fail;

@@ -1,7 +1,8 @@
 /*
- * Calls: accepting, the queue, and batches. A job begins with the oldest call of the edge whose turn it is and takes along
- * every row queued for the same (layer, expert), whoever asked, so that weights are read once for all of them. Nothing
- * waits to be batched: a job is given out as soon as the compute stage has room for one.
+ * Calls: accepting, the queue, and batches. A job begins with the oldest call of the edge whose turn it is
+ * and takes along every row queued for the same (layer, expert), whoever asked, so that weights are read once
+ * for all of them. Nothing waits to be batched: a job is given out as soon as the compute stage has room for
+ * one.
  *
  * Turns go round by edge, one job each. (Deficit counting in weight bytes would go into next_peer and take.)
  */
@@ -24,8 +25,10 @@ static void call_free(cw_worker *w, call *c)
 static void leave_layer(cw_worker *w, call *c)
 {
     if (!c->in_layer) return;
-    if (c->layer_prev) c->layer_prev->layer_next = c->layer_next;
-    else w->layer_calls[c->v.layer] = c->layer_next;
+    if (c->layer_prev)
+        c->layer_prev->layer_next = c->layer_next;
+    else
+        w->layer_calls[c->v.layer] = c->layer_next;
     if (c->layer_next) c->layer_next->layer_prev = c->layer_prev;
     c->in_layer = false;
     c->peer->n_pending_calls--;
@@ -50,10 +53,14 @@ void call_unlink(cw_worker *w, call *c)
         leave_layer(w, c);
         w->n_entries -= c->n_pending;
         c->n_pending = 0;
-        if (c->peer_prev) c->peer_prev->peer_next = c->peer_next;
-        else p->head = c->peer_next;
-        if (c->peer_next) c->peer_next->peer_prev = c->peer_prev;
-        else p->tail = c->peer_prev;
+        if (c->peer_prev)
+            c->peer_prev->peer_next = c->peer_next;
+        else
+            p->head = c->peer_next;
+        if (c->peer_next)
+            c->peer_next->peer_prev = c->peer_prev;
+        else
+            p->tail = c->peer_prev;
         p->n_calls--;
         p->bytes -= c->bytes;
         w->n_calls--;
@@ -65,7 +72,8 @@ void call_unlink(cw_worker *w, call *c)
 static size_t reply_bytes(const cw_worker *w, const cw_call_view *v)
 {
     const cw_worker_layer *l = &w->layers[v->layer];
-    size_t n = (size_t)v->n_entries * w->d_model * (l->rows == CW__PB__REPLY_KIND__ROWS_F16 ? 2 : 4) + v->n_entries;
+    size_t n =
+        (size_t)v->n_entries * w->d_model * (l->rows == CW__PB__REPLY_KIND__ROWS_F16 ? 2 : 4) + v->n_entries;
     if (v->reply == CW__PB__REPLY_KIND__COMBINED_F32) n += (size_t)v->n_rows * w->d_model * 4;
     return n;
 }
@@ -78,7 +86,8 @@ static const char *shape_trouble(const cw_worker *w, const peer *p, const cw_cal
     if (!v->id) return "a call without an id";
     if (!l->packed_bytes) return "a call to a layer that has no experts";
     if (v->act != l->act) return "rows of another kind than the layer takes";
-    if (v->reply != l->rows && v->reply != CW__PB__REPLY_KIND__COMBINED_F32) return "a reply kind that the layer does not give";
+    if (v->reply != l->rows && v->reply != CW__PB__REPLY_KIND__COMBINED_F32)
+        return "a reply kind that the layer does not give";
     return NULL;
 }
 
@@ -99,7 +108,8 @@ static bool make_runs(call *c)
     if (!c->runs) return false;
     for (uint32_t i = 0; i < c->v.n_entries; i++) {
         uint32_t e = cw_entry_get(c->v.entries, i).expert;
-        if (!c->n_runs || c->runs[c->n_runs - 1].expert != e) c->runs[c->n_runs++] = (run){.expert = e, .first = i};
+        if (!c->n_runs || c->runs[c->n_runs - 1].expert != e)
+            c->runs[c->n_runs++] = (run){.expert = e, .first = i};
         c->runs[c->n_runs - 1].n++;
     }
     return true;
@@ -123,8 +133,10 @@ static call *call_new(cw_worker *w, peer *p, const cw_call_view *v, cw_msg *msg,
     }
     c->msg = msg;
     c->peer_prev = p->tail;
-    if (p->tail) p->tail->peer_next = c;
-    else p->head = c;
+    if (p->tail)
+        p->tail->peer_next = c;
+    else
+        p->head = c;
     p->tail = c;
     p->n_calls++;
     p->bytes += bytes;
@@ -136,13 +148,15 @@ static call *call_new(cw_worker *w, peer *p, const cw_call_view *v, cw_msg *msg,
 }
 
 /*
- * Whether the queue takes `bytes` more from this edge. Prefill is turned away at half the bounds, so that calls of running
- * answers find room; those meet the bounds only when an edge has far more under way than its streams could ask for.
+ * Whether the queue takes `bytes` more from this edge. Prefill is turned away at half the bounds, so that
+ * calls of running answers find room; those meet the bounds only when an edge has far more under way than its
+ * streams could ask for.
  */
 static bool has_room(const cw_worker *w, const peer *p, const cw_call_view *v, size_t bytes)
 {
     uint64_t part = v->klass == CW__PB__CALL_CLASS__CLASS_PREFILL ? 2 : 1;
-    return p->bytes + bytes <= w->c.peer_bytes_max / part && w->queue_bytes + bytes <= w->c.queue_bytes_max / part;
+    return p->bytes + bytes <= w->c.peer_bytes_max / part &&
+           w->queue_bytes + bytes <= w->c.queue_bytes_max / part;
 }
 
 static void cut(cw_worker *w, peer *p, const char *why, cw_outbox *out)
@@ -171,14 +185,16 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
     size_t in = cw_msg_total_bytes(ev->msg), bytes = in + reply_bytes(w, &v);
     uint32_t absent = first_absent(w, &v);
     if (w->stopping) {
-        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_STOPPING, 0, 0, 0, "this worker is stopping", out);
+        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_STOPPING, 0, 0, 0, "this worker is stopping",
+                   out);
     } else if (absent < v.n_entries) {
         char text[96];
         uint32_t e = cw_entry_get(v.entries, absent).expert;
         snprintf(text, sizeof text, "expert %u of layer %u is not here", e, v.layer);
         reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_NOT_HERE, v.layer, e, 0, text, out);
     } else if (!has_room(w, p, &v, bytes) || !call_new(w, p, &v, ev->msg, bytes)) {
-        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "the queue is full", out);
+        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "the queue is full",
+                   out);
     } else {
         ev->msg = NULL; /* kept */
         w->bytes_in += in;
@@ -200,7 +216,8 @@ void calls_drop_peer(cw_worker *w, peer *p)
 }
 
 /* Answers with a failure and forgets the call. */
-static void fail(cw_worker *w, call *c, Cw__Pb__FailCode code, uint32_t expert, const char *text, cw_outbox *out)
+static void fail(cw_worker *w, call *c, Cw__Pb__FailCode code, uint32_t expert, const char *text,
+                 cw_outbox *out)
 {
     reply_fail(w, c->peer->link, c->v.id, code, c->v.layer, expert, 0, text, out);
     call_unlink(w, c);
@@ -218,7 +235,9 @@ void calls_drop_expert(cw_worker *w, uint32_t layer, uint32_t expert, cw_outbox 
     for (call *c = w->layer_calls[layer], *next; c; c = next) {
         next = c->layer_next;
         run *r = run_of(c, expert);
-        if (r && r->taken < r->n) fail(w, c, CW__PB__FAIL_CODE__FAIL_NOT_HERE, expert, "the expert was given to other workers", out);
+        if (r && r->taken < r->n)
+            fail(w, c, CW__PB__FAIL_CODE__FAIL_NOT_HERE, expert, "the expert was given to other workers",
+                 out);
     }
 }
 
@@ -276,12 +295,11 @@ static void take(cw_worker *w, job_slot *s, call *c, run *r)
         uint32_t i = r->first + r->taken;
         size_t row = cw_entry_get(c->v.entries, i).row;
         s->row_call[job->n_rows] = c;
-        job->rows[job->n_rows++] = (cw_job_row){
-            .q = c->v.q ? c->v.q + row * d : NULL,
-            .s = c->v.s ? c->v.s + row * (d / 8) : NULL,
-            .x = c->v.x ? c->v.x + row * d * 4 : NULL,
-            .out = c->rows_mem + i * d * (f16 ? 2 : 4),
-            .e = f16 ? &c->exps_mem[i] : NULL};
+        job->rows[job->n_rows++] = (cw_job_row){.q = c->v.q ? c->v.q + row * d : NULL,
+                                                .s = c->v.s ? c->v.s + row * (d / 8) : NULL,
+                                                .x = c->v.x ? c->v.x + row * d * 4 : NULL,
+                                                .out = c->rows_mem + i * d * (f16 ? 2 : 4),
+                                                .e = f16 ? &c->exps_mem[i] : NULL};
         c->n_in_job++;
         c->n_pending--;
         w->n_entries--;
@@ -304,7 +322,8 @@ static void fill(cw_worker *w, job_slot *s, call *c)
             run *other = run_of(o, r->expert);
             if (other && other->taken < other->n) take(w, s, o, other);
         }
-        job->experts[job->n_experts++] = (cw_job_expert){.layer = c->v.layer, .expert = r->expert, .first = first, .n = job->n_rows - first};
+        job->experts[job->n_experts++] = (cw_job_expert){
+            .layer = c->v.layer, .expert = r->expert, .first = first, .n = job->n_rows - first};
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * The compute stage: gathers the rows of a job, runs the experts, puts the results where the job wants them. Its thread
- * does no I/O and touches nothing of the machine but the job it was lent.
+ * The compute stage: gathers the rows of a job, runs the experts, puts the results where the job wants them.
+ * Its thread does no I/O and touches nothing of the machine but the job it was lent.
  */
 #include <string.h>
 
@@ -38,7 +38,8 @@ static bool buffers(compute *c)
     if (!c->x || !c->f32 || !c->f16 || !c->e || !c->bad || !c->in_order || !c->jobs) return false;
     for (size_t i = 0; i < m; i++) c->in_order[i] = (int32_t)i;
     if (c->d % 32) return true; /* such a model has f32 rows only */
-    if (!cw_a8_bytes((int64_t)m, (int64_t)c->d, &bytes) || !(c->a8_mem = cw_aligned_calloc(bytes, 1))) return false;
+    if (!cw_a8_bytes((int64_t)m, (int64_t)c->d, &bytes) || !(c->a8_mem = cw_aligned_calloc(bytes, 1)))
+        return false;
     cw_a8_init(&c->a8, (int32_t)m, (int64_t)c->d, c->a8_mem);
     return true;
 }
@@ -59,23 +60,28 @@ static void *run(void *arg)
     }
 }
 
-cw_status compute_new(const compute_config *config, cw_expert_set *set, uint32_t d_model, compute **out, cw_err *err)
+cw_status compute_new(const compute_config *config, cw_expert_set *set, uint32_t d_model, compute **out,
+                      cw_err *err)
 {
     compute *c = cw_calloc(1, sizeof *c);
     if (!c) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the compute stage");
     c->c = *config;
     c->set = set;
     c->d = d_model;
-    cw_status s = buffers(c) ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the compute stage");
+    cw_status s =
+        buffers(c) ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the compute stage");
     if (s == CW_OK) s = cw_expert_scratch_new(set, (int)config->rows_max, &c->scratch, err);
     if (s == CW_OK && config->wake) {
         s = cw_queue_new(16, NULL, &c->in, err);
         if (s == CW_OK) s = cw_queue_new(16, NULL, &c->out, err);
-        if (s == CW_OK && pthread_create(&c->thread, NULL, run, c) != 0) s = CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the compute stage");
+        if (s == CW_OK && pthread_create(&c->thread, NULL, run, c) != 0)
+            s = CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the compute stage");
         c->running = s == CW_OK;
     }
-    if (s != CW_OK) compute_free(&c);
-    else *out = c;
+    if (s != CW_OK)
+        compute_free(&c);
+    else
+        *out = c;
     return s;
 }
 
@@ -107,8 +113,10 @@ static void gather(compute *c, const cw_job *job)
     for (uint32_t i = 0; i < job->n_rows; i++) {
         const cw_job_row *r = &job->rows[i];
         /* The machine's view of the call has checked every value; false would be our own bug. */
-        if (r->q) CW_ASSERT(cw_a8_set_row(&c->a8, (int32_t)i, r->q, r->s));
-        else memcpy(c->x + i * c->d, r->x, c->d * sizeof(float));
+        if (r->q)
+            CW_ASSERT(cw_a8_set_row(&c->a8, (int32_t)i, r->q, r->s));
+        else
+            memcpy(c->x + i * c->d, r->x, c->d * sizeof(float));
     }
 }
 
@@ -135,15 +143,22 @@ void compute_now(compute *c, cw_job *job)
         const cw_job_expert *x = &job->experts[i];
         const cw_expert *held = cw_expert_set_acquire(c->set, (int)x->layer, (int)x->expert);
         CW_ASSERT(held); /* the machine unloads nothing under a job */
-        c->jobs[i] = (cw_expert_job){
-            .expert = held, .n_rows = (int)x->n, .a8 = a8 ? &c->a8 : NULL, .x = a8 ? NULL : c->x,
-            .in_rows = c->in_order + x->first, .out_rows = c->in_order + x->first,
-            .f16 = f16 ? c->f16 : NULL, .e = f16 ? c->e : NULL, .f32 = f16 ? NULL : c->f32, .bad = c->bad + x->first};
+        c->jobs[i] = (cw_expert_job){.expert = held,
+                                     .n_rows = (int)x->n,
+                                     .a8 = a8 ? &c->a8 : NULL,
+                                     .x = a8 ? NULL : c->x,
+                                     .in_rows = c->in_order + x->first,
+                                     .out_rows = c->in_order + x->first,
+                                     .f16 = f16 ? c->f16 : NULL,
+                                     .e = f16 ? c->e : NULL,
+                                     .f32 = f16 ? NULL : c->f32,
+                                     .bad = c->bad + x->first};
     }
     cw_err err = {0};
     cw_status s = cw_expert_run(c->c.kernels, c->c.pool, c->jobs, (int)job->n_experts, c->scratch, &err);
     for (uint32_t i = 0; i < job->n_experts; i++) cw_expert_release(c->jobs[i].expert);
-    if (s != CW_OK && s != CW_STATUS_NUMERIC) memset(c->bad, 1, job->n_rows); /* nothing of it is to be used */
+    if (s != CW_OK && s != CW_STATUS_NUMERIC)
+        memset(c->bad, 1, job->n_rows); /* nothing of it is to be used */
     scatter(c, job);
 }
 

@@ -51,7 +51,8 @@ static void say_hello(cw_worker *w, cw_outbox *out)
     h.epoch_term = w->epoch_term, h.epoch_number = w->epoch_number;
     h.instance = (ProtobufCBinaryData){CW_INSTANCE_BYTES, w->c.instance};
     info.data_address = w->c.data_address, info.memory_bytes = w->c.memory_bytes;
-    info.threads = w->c.threads, info.isa = w->c.isa, info.speed = w->c.speed, info.local_model = w->c.has_local_model;
+    info.threads = w->c.threads, info.isa = w->c.isa, info.speed = w->c.speed,
+    info.local_model = w->c.has_local_model;
     h.worker = &info;
     w->co.enrolling = !w->co.enrolled && w->c.token_len;
     if (w->co.enrolling) {
@@ -74,7 +75,8 @@ static void take_epoch(cw_worker *w, const cw_frame *f)
         worker_say(w, "an epoch was ignored: %.300s", err.text);
         return;
     }
-    bool ours = !memcmp(e->cluster_id.data, w->cluster_id, CW_CLUSTER_BYTES) && !memcmp(e->model_digest.data, w->digest, CW_DIGEST_BYTES);
+    bool ours = !memcmp(e->cluster_id.data, w->cluster_id, CW_CLUSTER_BYTES) &&
+                !memcmp(e->model_digest.data, w->digest, CW_DIGEST_BYTES);
     bool newer = e->term != w->epoch_term ? e->term > w->epoch_term : e->number > w->epoch_number;
     uint8_t *copy = ours && newer ? cw_realloc(NULL, f->len, 1) : NULL;
     if (copy) {
@@ -123,10 +125,16 @@ static bool model_fits(cw_worker *w, const Cw__Pb__Welcome *m, cw_outbox *out)
     digest_text(m->model_digest.data, b);
     coordinator_bye(w, "this worker has another model", out);
     if (w->c.has_local_model)
-        worker_end(w, 1, "--model is another model than the cluster's: the file has digest %s..., the cluster serves \"%.100s\" with digest %s...; "
-                         "give the same file, or leave --model out to pull the experts from the coordinator", a, m->model_name, b);
+        worker_end(w, 1,
+                   "--model is another model than the cluster's: the file has digest %s..., the cluster "
+                   "serves \"%.100s\" with digest %s...; "
+                   "give the same file, or leave --model out to pull the experts from the coordinator",
+                   a, m->model_name, b);
     else
-        worker_end(w, 1, "the cluster now serves another model (\"%.100s\", digest %s... instead of %s...): start this worker again to load it", m->model_name, b, a);
+        worker_end(w, 1,
+                   "the cluster now serves another model (\"%.100s\", digest %s... instead of %s...): start "
+                   "this worker again to load it",
+                   m->model_name, b, a);
     return false;
 }
 
@@ -162,7 +170,8 @@ static void welcome(cw_worker *w, const cw_msg *msg, cw_outbox *out)
     take_revoked(w, m->revoked, out);
     if (msg->n_frames) take_epoch(w, &msg->frames[0]);
     worker_say(w, "in the cluster of %.200s, model \"%.100s\"", w->c.coordinator, w->model_name);
-    holdings_send(w, out); /* at once, empty or not: the coordinator waits for it before it assigns anything */
+    holdings_send(w,
+                  out); /* at once, empty or not: the coordinator waits for it before it assigns anything */
     if (!w->model_asked) {
         w->model_asked = true;
         w->model_retry_us = w->now_us + 1; /* 0 means: nothing is due */
@@ -206,8 +215,12 @@ static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
     case CW__PB__ENVELOPE__BODY_WELCOME: welcome(w, m, out); break;
     case CW__PB__ENVELOPE__BODY_REFUSAL: refusal(w, env->refusal, out); break;
     case CW__PB__ENVELOPE__BODY_EPOCH_NEWS: take_epoch(w, &m->frames[0]); break;
-    case CW__PB__ENVELOPE__BODY_ASSIGN: holdings_change(w, true, env->assign->seq, env->assign->sets, env->assign->n_sets, out); break;
-    case CW__PB__ENVELOPE__BODY_DROP: holdings_change(w, false, env->drop->seq, env->drop->sets, env->drop->n_sets, out); break;
+    case CW__PB__ENVELOPE__BODY_ASSIGN:
+        holdings_change(w, true, env->assign->seq, env->assign->sets, env->assign->n_sets, out);
+        break;
+    case CW__PB__ENVELOPE__BODY_DROP:
+        holdings_change(w, false, env->drop->seq, env->drop->sets, env->drop->n_sets, out);
+        break;
     case CW__PB__ENVELOPE__BODY_TICKET:
         w->wall_offset_ms = (int64_t)env->ticket->wall_ms - w->wall_ms;
         take_revoked(w, env->ticket->revoked, out);
@@ -230,7 +243,7 @@ void coordinator_event(cw_worker *w, cw_event *ev, cw_outbox *out)
         w->co.last_heard_us = w->now_us;
         say_hello(w, out);
     } else if (ev->kind == CW_EV_LINK_DOWN) {
-        complain(w, "cannot reach the coordinator at", ev->text);
+        complain(w, "no connection to the coordinator at", ev->text);
         retry(w, cw_backoff_take(&w->co.backoff));
     } else {
         message(w, ev->msg, out);
@@ -276,7 +289,8 @@ void coordinator_tick(cw_worker *w, cw_outbox *out)
     int64_t patience = w->co.state == CO_ADMITTED ? 5 * w->co.heartbeat_us : 10000000;
     if (w->co.link && w->now_us - w->co.last_heard_us > patience) {
         cw_close(out, w->co.link, "silent");
-        complain(w, "no answer from the coordinator at", w->co.state == CO_ADMITTED ? "it has fallen silent" : "it does not answer");
+        complain(w, "no answer from the coordinator at",
+                 w->co.state == CO_ADMITTED ? "it has fallen silent" : "it does not answer");
         retry(w, cw_backoff_take(&w->co.backoff));
     }
     if (w->co.state == CO_ADMITTED && w->now_us - w->co.last_ping_us >= w->co.heartbeat_us) {

@@ -1,7 +1,7 @@
 /*
- * Edges: who may call. An edge shows a ticket that the coordinator signed for its CURVE key, this cluster and this model;
- * everything else is refused in words. A ticket that has run out is honoured for 24 hours while the coordinator cannot
- * be reached, unless its key is on the last revocation list.
+ * Edges: who may call. An edge shows a ticket that the coordinator signed for its CURVE key, this cluster and
+ * this model; everything else is refused in words. A ticket that has run out is honoured for 24 hours while
+ * the coordinator cannot be reached, unless its key is on the last revocation list.
  */
 #include <stdio.h>
 #include <string.h>
@@ -46,7 +46,8 @@ static void drop(cw_worker *w, peer *p)
     cw_free(p);
 }
 
-static void refuse(cw_worker *w, peer *p, Cw__Pb__RefusalCode code, uint32_t retry_ms, const char *text, cw_outbox *out)
+static void refuse(cw_worker *w, peer *p, Cw__Pb__RefusalCode code, uint32_t retry_ms, const char *text,
+                   cw_outbox *out)
 {
     Cw__Pb__Refusal r = CW__PB__REFUSAL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -71,14 +72,17 @@ static bool in_time(const cw_worker *w, int64_t not_after_ms)
 }
 
 /* NULL: the ticket is good for this peer. */
-static const char *ticket_trouble(const cw_worker *w, const peer *p, ProtobufCBinaryData bytes, int64_t *not_after_ms)
+static const char *ticket_trouble(const cw_worker *w, const peer *p, ProtobufCBinaryData bytes,
+                                  int64_t *not_after_ms)
 {
     cw_ticket t;
     if (!bytes.len) return "an edge needs a ticket from the coordinator, and none was shown";
     cw_status s = cw_ticket_verify(&w->sign_key, bytes.data, bytes.len, &t, NULL);
     if (s == CW_STATUS_AUTH) return "the ticket was not signed by this cluster's coordinator";
     if (s != CW_OK) return "the ticket is damaged";
-    if (!cw_key_equal(&t.edge, &p->key)) return "the ticket belongs to another key: tickets cannot be copied to another machine or name; enrol this one with its own join string";
+    if (!cw_key_equal(&t.edge, &p->key))
+        return "the ticket belongs to another key: tickets cannot be copied to another machine or name; "
+               "enrol this one with its own join string";
     if (memcmp(t.cluster, w->cluster_id, CW_CLUSTER_BYTES)) return "the ticket is for another cluster";
     if (memcmp(t.model_digest, w->digest, CW_DIGEST_BYTES)) return "the ticket is for another model";
     int64_t end = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;
@@ -88,28 +92,49 @@ static const char *ticket_trouble(const cw_worker *w, const peer *p, ProtobufCBi
 }
 
 /* REFUSAL_NONE: welcome. Otherwise text says why. */
-static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hello *h, uint32_t *retry_ms, char *text, size_t cap)
+static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hello *h, uint32_t *retry_ms,
+                                 char *text, size_t cap)
 {
     *retry_ms = 0;
-    if (h->role != CW__PB__ROLE__ROLE_EDGE) return snprintf(text, cap, "only edges call workers"), CW__PB__REFUSAL_CODE__REFUSAL_ROLE;
+    if (h->role != CW__PB__ROLE__ROLE_EDGE)
+        return snprintf(text, cap, "only edges call workers"), CW__PB__REFUSAL_CODE__REFUSAL_ROLE;
     if (h->proto_max < CW_PROTO_MIN || h->proto_min > CW_PROTO_MAX)
-        return snprintf(text, cap, "this worker speaks protocol %d to %d, the edge %u to %u: update the older one", CW_PROTO_MIN, CW_PROTO_MAX, h->proto_min, h->proto_max), CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL;
+        return snprintf(text, cap,
+                        "this worker speaks protocol %d to %d, the edge %u to %u: update the older one",
+                        CW_PROTO_MIN, CW_PROTO_MAX, h->proto_min, h->proto_max),
+               CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL;
     if (h->arithmetic_id != w->c.arithmetic_id)
-        return snprintf(text, cap, "the edge computes with arithmetic %u, this worker with %u: results would differ, update the older one", h->arithmetic_id, w->c.arithmetic_id), CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS;
+        return snprintf(text, cap,
+                        "the edge computes with arithmetic %u, this worker with %u: results would differ, "
+                        "update the older one",
+                        h->arithmetic_id, w->c.arithmetic_id),
+               CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS;
     if (h->fingerprint != w->c.fingerprint)
-        return snprintf(text, cap, "the built-in test rows differ (edge %016llx, worker %016llx): one of the two machines computes wrongly, or was built wrongly",
-                        (unsigned long long)h->fingerprint, (unsigned long long)w->c.fingerprint), CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS;
-    if (edges_is_revoked(w, &p->key)) return snprintf(text, cap, "this edge's key has been revoked"), CW__PB__REFUSAL_CODE__REFUSAL_REVOKED;
-    if (w->stopping) return *retry_ms = 1000, snprintf(text, cap, "this worker is stopping"), CW__PB__REFUSAL_CODE__REFUSAL_BUSY;
-    if (!w->has_cluster || !w->model_ready) return *retry_ms = 500, snprintf(text, cap, "this worker is still loading"), CW__PB__REFUSAL_CODE__REFUSAL_BUSY;
+        return snprintf(text, cap,
+                        "the built-in test rows differ (edge %016llx, worker %016llx): one of the two "
+                        "machines computes wrongly, or was built wrongly",
+                        (unsigned long long)h->fingerprint, (unsigned long long)w->c.fingerprint),
+               CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS;
+    if (edges_is_revoked(w, &p->key))
+        return snprintf(text, cap, "this edge's key has been revoked"), CW__PB__REFUSAL_CODE__REFUSAL_REVOKED;
+    if (w->stopping)
+        return *retry_ms = 1000, snprintf(text, cap, "this worker is stopping"),
+               CW__PB__REFUSAL_CODE__REFUSAL_BUSY;
+    if (!w->has_cluster || !w->model_ready)
+        return *retry_ms = 500, snprintf(text, cap, "this worker is still loading"),
+               CW__PB__REFUSAL_CODE__REFUSAL_BUSY;
     if (h->model_digest.len != CW_DIGEST_BYTES || memcmp(h->model_digest.data, w->digest, CW_DIGEST_BYTES))
-        return snprintf(text, cap, "the edge's model is not the one served here (\"%.100s\")", w->model_name), CW__PB__REFUSAL_CODE__REFUSAL_MODEL;
+        return snprintf(text, cap, "the edge's model is not the one served here (\"%.100s\")", w->model_name),
+               CW__PB__REFUSAL_CODE__REFUSAL_MODEL;
     int64_t end = 0;
     const char *why = ticket_trouble(w, p, h->ticket, &end);
     if (why) return snprintf(text, cap, "%s", why), CW__PB__REFUSAL_CODE__REFUSAL_TICKET;
     uint32_t links = 0;
-    for (size_t i = 0; i < w->n_peers; i++) links += w->peers[i]->admitted && cw_key_equal(&w->peers[i]->key, &p->key);
-    if (links >= LINKS_PER_KEY) return *retry_ms = 1000, snprintf(text, cap, "this edge has %u connections here already", links), CW__PB__REFUSAL_CODE__REFUSAL_FULL;
+    for (size_t i = 0; i < w->n_peers; i++)
+        links += w->peers[i]->admitted && cw_key_equal(&w->peers[i]->key, &p->key);
+    if (links >= LINKS_PER_KEY)
+        return *retry_ms = 1000, snprintf(text, cap, "this edge has %u connections here already", links),
+               CW__PB__REFUSAL_CODE__REFUSAL_FULL;
     p->not_after_ms = end;
     return CW__PB__REFUSAL_CODE__REFUSAL_NONE;
 }

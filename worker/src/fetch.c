@@ -1,6 +1,7 @@
 /*
- * The store link; see cw/fetch_machine.h. A few parts are asked for ahead, in order of items and offsets; the store answers in
- * that order on one connection. What arrives is only counted here: whether the bytes are right is checked by their hash.
+ * The store link; see cw/fetch_machine.h. A few parts are asked for ahead, in order of items and offsets; the
+ * store answers in that order on one connection. What arrives is only counted here: whether the bytes are
+ * right is checked by their hash.
  */
 #include "cw/fetch_machine.h"
 
@@ -49,8 +50,10 @@ static void end_item(cw_fetch *f, cw_fetch_item *item, bool ok, const char *text
 {
     cw_fetch_item *before = NULL;
     for (cw_fetch_item *i = f->head; i != item; i = i->next) before = i;
-    if (before) before->next = item->next;
-    else f->head = item->next;
+    if (before)
+        before->next = item->next;
+    else
+        f->head = item->next;
     if (f->tail == item) f->tail = before;
     item->ok = ok;
     snprintf(item->text, sizeof item->text, "%s", text);
@@ -73,14 +76,15 @@ static void send(cw_fetch *f, cw_msg_kind kind, void *body, cw_outbox *out)
     cw_send(out, f->link, &env, NULL, 0);
 }
 
-/* Asks for the item's next part. The manifest's length is known with its first part. */
+/* Asks for the item's next part. The manifest's length is known with its first part; of it one part is under
+ * way at a time, which `asked` beyond `got` says. */
 static bool ask(cw_fetch *f, cw_fetch_item *i, cw_outbox *out)
 {
-    if (i->manifest && (i->asked == 0 || (i->len && i->asked == i->got && i->asked < i->len))) {
+    if (i->manifest && i->asked == i->got && (!i->len || i->got < i->len)) {
         Cw__Pb__ManifestGet m = CW__PB__MANIFEST_GET__INIT;
-        m.offset = i->asked;
+        m.offset = i->got;
         send(f, CW__PB__ENVELOPE__BODY_MANIFEST_GET, &m, out);
-        i->asked = i->asked ? i->asked : 1; /* under way; set right when the part comes */
+        i->asked = i->got + 1;
     } else if (!i->manifest && i->asked < i->len) {
         Cw__Pb__ChunkGet m = CW__PB__CHUNK_GET__INIT;
         m.chunk = i->chunk, m.offset = i->asked;
@@ -98,7 +102,8 @@ static void pump(cw_fetch *f, cw_outbox *out)
 {
     if (f->state != ST_UP) return;
     for (cw_fetch_item *i = f->head; i && f->n_open < PARTS_AHEAD; i = i->next)
-        while (f->n_open < PARTS_AHEAD && ask(f, i, out)) {}
+        while (f->n_open < PARTS_AHEAD && ask(f, i, out)) {
+        }
 }
 
 /* Everything under way is lost; what has arrived stays. */
@@ -114,8 +119,10 @@ static void lost(cw_fetch *f, const char *why, int64_t pause_us)
 
 static void break_off(cw_fetch *f, const char *why, bool blame, cw_outbox *out)
 {
-    if (blame) cw_blame(out, f->link, why);
-    else cw_close(out, f->link, why);
+    if (blame)
+        cw_blame(out, f->link, why);
+    else
+        cw_close(out, f->link, why);
     lost(f, why, cw_backoff_take(&f->backoff));
 }
 
@@ -145,7 +152,8 @@ static void manifest_part(cw_fetch *f, const cw_msg *m, cw_outbox *out)
     const cw_frame *b = &m->frames[0];
     cw_fetch_item *i = find(f, true, 0);
     if (!i) return;
-    if (p->offset != i->got || p->total == 0 || p->total > f->c.manifest_max || b->len == 0 || b->len > p->total - p->offset || (i->len && p->total != i->len)) {
+    if (p->offset != i->got || p->total == 0 || p->total > f->c.manifest_max || b->len == 0 ||
+        b->len > p->total - p->offset || (i->len && p->total != i->len)) {
         break_off(f, "the store sent a part of the manifest that does not fit", true, out);
         return;
     }
@@ -205,11 +213,18 @@ static void message(cw_fetch *f, const cw_msg *m, cw_outbox *out)
         snprintf(text, sizeof text, "the store refused: %.400s", m->env->refusal->text);
         break_off(f, text, false, out);
         break;
-    case CW__PB__ENVELOPE__BODY_MANIFEST_PART: manifest_part(f, m, out); after_part(f, out); break;
-    case CW__PB__ENVELOPE__BODY_CHUNK_PART: chunk_part(f, m, out); after_part(f, out); break;
+    case CW__PB__ENVELOPE__BODY_MANIFEST_PART:
+        manifest_part(f, m, out);
+        after_part(f, out);
+        break;
+    case CW__PB__ENVELOPE__BODY_CHUNK_PART:
+        chunk_part(f, m, out);
+        after_part(f, out);
+        break;
     case CW__PB__ENVELOPE__BODY_STORE_FAIL:
         i = find(f, false, m->env->store_fail->chunk);
-        snprintf(text, sizeof text, "the store cannot give chunk %u: %.400s", m->env->store_fail->chunk, m->env->store_fail->text);
+        snprintf(text, sizeof text, "the store cannot give chunk %u: %.400s", m->env->store_fail->chunk,
+                 m->env->store_fail->text);
         if (i) end_item(f, i, false, text);
         after_part(f, out);
         break;
@@ -234,12 +249,14 @@ static void open_link(cw_fetch *f, cw_outbox *out)
 
 static void tick(cw_fetch *f, cw_outbox *out)
 {
-    if (f->head && (f->state == ST_CLOSED || (f->state == ST_WAITING && f->now_us >= f->retry_us))) open_link(f, out);
-    if ((f->state == ST_OPENING || f->state == ST_SAID) && f->now_us - f->opened_us > CONNECT_US) break_off(f, "the store does not answer", false, out);
+    if (f->head && (f->state == ST_CLOSED || (f->state == ST_WAITING && f->now_us >= f->retry_us)))
+        open_link(f, out);
+    if ((f->state == ST_OPENING || f->state == ST_SAID) && f->now_us - f->opened_us > CONNECT_US)
+        break_off(f, "the store does not answer", false, out);
     if (f->head && f->now_us - f->progress_us > f->c.patience_us) {
         char text[CW_TEXT_MAX];
-        snprintf(text, sizeof text, "nothing came from the store at %.200s for %d s: %.200s", f->c.address, (int)(f->c.patience_us / 1000000),
-                 f->state == ST_UP ? "it has fallen silent" : f->why);
+        snprintf(text, sizeof text, "nothing came from the store at %.200s for %d s: %.200s", f->c.address,
+                 (int)(f->c.patience_us / 1000000), f->state == ST_UP ? "it has fallen silent" : f->why);
         while (f->head) end_item(f, f->head, false, text);
         if (f->link) break_off(f, "silent", false, out);
     }
@@ -262,9 +279,12 @@ void cw_fetch_event(cw_fetch *f, cw_event *ev, cw_outbox *out)
         return;
     }
     if (ev->link != f->link || !f->link) return;
-    if (ev->kind == CW_EV_LINK_UP) hello(f, out);
-    else if (ev->kind == CW_EV_LINK_DOWN) lost(f, ev->text[0] ? ev->text : "the connection was lost", cw_backoff_take(&f->backoff));
-    else message(f, ev->msg, out);
+    if (ev->kind == CW_EV_LINK_UP)
+        hello(f, out);
+    else if (ev->kind == CW_EV_LINK_DOWN)
+        lost(f, ev->text[0] ? ev->text : "the connection was lost", cw_backoff_take(&f->backoff));
+    else
+        message(f, ev->msg, out);
 }
 
 void cw_fetch_get(cw_fetch *f, cw_fetch_item *item, int64_t now_us, cw_outbox *out)
@@ -275,8 +295,10 @@ void cw_fetch_get(cw_fetch *f, cw_fetch_item *item, int64_t now_us, cw_outbox *o
     item->ok = false;
     if (item->manifest) item->dst = NULL, item->len = 0;
     if (!f->head) f->progress_us = now_us; /* patience begins with the first item */
-    if (f->tail) f->tail->next = item;
-    else f->head = item;
+    if (f->tail)
+        f->tail->next = item;
+    else
+        f->head = item;
     f->tail = item;
     if (f->state == ST_CLOSED) open_link(f, out);
     pump(f, out);

@@ -1,7 +1,7 @@
 /*
- * What this worker is to hold, what it holds, and telling the coordinator. Assign and Drop change what is wanted; loads
- * follow in (layer, expert) order, a few ahead, as far as the memory limit reaches. An expert is READY only after the
- * loader has checked it.
+ * What this worker is to hold, what it holds, and telling the coordinator. Assign and Drop change what is
+ * wanted; loads follow in (layer, expert) order, a few ahead, as far as the memory limit reaches. An expert
+ * is READY only after the loader has checked it.
  */
 #include <stdio.h>
 #include <string.h>
@@ -27,7 +27,8 @@ static uint8_t *state_of(const cw_worker *w, uint32_t layer, uint32_t expert)
 
 bool holdings_ready(const cw_worker *w, uint32_t layer, uint32_t expert)
 {
-    return w->model_ready && layer < w->n_layers && expert < w->n_experts && *state_of(w, layer, expert) == X_READY;
+    return w->model_ready && layer < w->n_layers && expert < w->n_experts &&
+           *state_of(w, layer, expert) == X_READY;
 }
 
 static uint32_t *counter_of(cw_worker *w, uint8_t state)
@@ -79,7 +80,7 @@ static void unwant(cw_worker *w, uint32_t layer, uint32_t expert, cw_outbox *out
 {
     if (!is_wanted(w, layer, expert)) return;
     size_t b = bit_of(layer, expert);
-    w->wanted[b / 8] &= (uint8_t)~(1 << (b % 8));
+    w->wanted[b / 8] &= (uint8_t) ~(1 << (b % 8));
     w->n_wanted--;
     if (!w->model_ready || !exists(w, layer, expert)) return;
     uint8_t s = *state_of(w, layer, expert);
@@ -92,7 +93,8 @@ static void unwant(cw_worker *w, uint32_t layer, uint32_t expert, cw_outbox *out
     /* LOADING goes when it has come; UNLOADING is on its way already. */
 }
 
-/* Experts that had no room or failed are tried again: memory may have become free, or the operator asked anew. */
+/* Experts that had no room or failed are tried again: memory may have become free, or the operator asked
+ * anew. */
 static void forgive(cw_worker *w, uint8_t state)
 {
     for (uint32_t l = 0; l < w->n_layers; l++)
@@ -103,14 +105,17 @@ static void forgive(cw_worker *w, uint8_t state)
             }
 }
 
-void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n, cw_outbox *out)
+void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n,
+                     cw_outbox *out)
 {
     if (seq > w->seq_seen) w->seq_seen = seq;
     for (size_t i = 0; i < n; i++)
         for (uint32_t e = 0; e < 8 * sets[i]->experts.len; e++) {
             if (!(sets[i]->experts.data[e / 8] >> (e % 8) & 1)) continue;
-            if (assign) want(w, sets[i]->layer, e);
-            else unwant(w, sets[i]->layer, e, out);
+            if (assign)
+                want(w, sets[i]->layer, e);
+            else
+                unwant(w, sets[i]->layer, e, out);
         }
     w->trouble[0] = 0;
     w->holdings_dirty = true;
@@ -126,8 +131,10 @@ void holdings_model(cw_worker *w, cw_outbox *out)
     for (uint32_t l = 0; l < CW_WIRE_MAX_LAYERS; l++)
         for (uint32_t e = 0; e < CW_WIRE_MAX_EXPERTS; e++) {
             if (!is_wanted(w, l, e)) continue;
-            if (exists(w, l, e)) w->n_missing++;
-            else strange++;
+            if (exists(w, l, e))
+                w->n_missing++;
+            else
+                strange++;
         }
     if (strange) worker_say(w, "the coordinator asked for %u experts that the model does not have", strange);
     w->holdings_dirty = true;
@@ -188,8 +195,10 @@ static bool is_settled(const cw_worker *w)
 static const char *bytes_text(uint64_t b, char *buf, size_t cap)
 {
     double mib = (double)b / 1048576.0;
-    if (mib >= 1024) snprintf(buf, cap, "%.1f GiB", mib / 1024);
-    else snprintf(buf, cap, "%.1f MiB", mib);
+    if (mib >= 1024)
+        snprintf(buf, cap, "%.1f GiB", mib / 1024);
+    else
+        snprintf(buf, cap, "%.1f MiB", mib);
     return buf;
 }
 
@@ -208,11 +217,14 @@ static void tell_rest(cw_worker *w)
     bytes_text(need, b, sizeof b);
     bytes_text(w->memory_used, c, sizeof c);
     if (w->n_no_room)
-        snprintf(w->trouble, sizeof w->trouble, "the memory limit of %s has no room for %u of the %u experts asked for", a, w->n_no_room, w->n_wanted);
+        snprintf(w->trouble, sizeof w->trouble,
+                 "the memory limit of %s has no room for %u of the %u experts asked for", a, w->n_no_room,
+                 w->n_wanted);
     if (w->said_ready == w->n_ready + 1) return;
     w->said_ready = w->n_ready + 1;
     if (w->n_ready < all && need > w->c.memory_bytes)
-        worker_say(w, "%s of memory is the limit here, all experts need %s: serving %u of %u experts (%s)", a, b, w->n_ready, all, c);
+        worker_say(w, "%s of memory is the limit here, all experts need %s: serving %u of %u experts (%s)", a,
+                   b, w->n_ready, all, c);
     else
         worker_say(w, "serving %u of %u experts (%s)", w->n_ready, all, c);
 }
@@ -231,7 +243,8 @@ void holdings_tick(cw_worker *w, cw_outbox *out)
         if (!w->n_failed && w->seq_seen) tell_rest(w);
         w->seq_done = w->seq_seen;
     }
-    if (w->co.state == CO_ADMITTED && (is_settled(w) || w->now_us - w->holdings_sent_us >= HOLDINGS_EVERY_US)) holdings_send(w, out);
+    if (w->co.state == CO_ADMITTED && (is_settled(w) || w->now_us - w->holdings_sent_us >= HOLDINGS_EVERY_US))
+        holdings_send(w, out);
 }
 
 /* Bits of the READY experts of a layer into bytes; how many bytes are needed. */

@@ -1,18 +1,21 @@
-/* Answers to calls. The combine order is NUMERICS.md's: from +0, y = fmaf(w, row, y) in ascending expert id, on rounded rows. */
+/* Answers to calls. The combine order is NUMERICS.md's: from +0, y = fmaf(w, row, y) in ascending expert id,
+ * on rounded rows. */
 #include <string.h>
 
 #include "cw/mem.h"
 #include "worker_internal.h"
 
-void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
-                uint32_t retry_ms, const char *text, cw_outbox *out)
+void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer,
+                uint32_t expert, uint32_t retry_ms, const char *text, cw_outbox *out)
 {
     Cw__Pb__CallFail f = CW__PB__CALL_FAIL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
-    f.id = id, f.code = code, f.text = (char *)(uintptr_t)text, f.retry_after_ms = retry_ms, f.layer = layer, f.expert = expert;
+    f.id = id, f.code = code, f.text = (char *)(uintptr_t)text, f.retry_after_ms = retry_ms, f.layer = layer,
+    f.expert = expert;
     env.body_case = CW__PB__ENVELOPE__BODY_CALL_FAIL, env.call_fail = &f;
     cw_frame epoch = {0};
-    if (code == CW__PB__FAIL_CODE__FAIL_NOT_HERE && w->epoch_len) epoch = cw_frame_copy(w->epoch, w->epoch_len);
+    if (code == CW__PB__FAIL_CODE__FAIL_NOT_HERE && w->epoch_len)
+        epoch = cw_frame_copy(w->epoch, w->epoch_len);
     cw_send(out, link, &env, &epoch, epoch.data != NULL);
 }
 
@@ -28,8 +31,13 @@ static cw_frame combine(const cw_worker *w, const call *c)
     /* Entries ascend by (expert, row): every row meets its experts in ascending order. */
     for (uint32_t i = 0; i < c->v.n_entries; i++) {
         cw_entry e = cw_entry_get(c->v.entries, i);
-        if (c->exps_mem) w->c.kernels->combine_f16(y + e.row * d, e.weight, (const uint16_t *)(const void *)c->rows_mem + i * d, c->exps_mem[i], (int64_t)d);
-        else w->c.kernels->combine_f32(y + e.row * d, e.weight, (const float *)(const void *)c->rows_mem + i * d, (int64_t)d);
+        if (c->exps_mem)
+            w->c.kernels->combine_f16(y + e.row * d, e.weight,
+                                      (const uint16_t *)(const void *)c->rows_mem + i * d, c->exps_mem[i],
+                                      (int64_t)d);
+        else
+            w->c.kernels->combine_f32(y + e.row * d, e.weight,
+                                      (const float *)(const void *)c->rows_mem + i * d, (int64_t)d);
     }
     return f;
 }
@@ -43,11 +51,14 @@ void reply_send(cw_worker *w, call *c, cw_outbox *out)
         frames[0] = combine(w, c);
         n_frames = 1;
         size_t n = (size_t)c->v.n_rows * w->d_model;
-        if (!frames[0].data || !w->c.kernels->all_finite((const float *)(const void *)frames[0].data, (int64_t)n)) {
+        if (!frames[0].data ||
+            !w->c.kernels->all_finite((const float *)(const void *)frames[0].data, (int64_t)n)) {
             bool memory = !frames[0].data;
             cw_free(frames[0].owner);
-            reply_fail(w, c->peer->link, c->v.id, memory ? CW__PB__FAIL_CODE__FAIL_BUSY : CW__PB__FAIL_CODE__FAIL_NUMERIC, c->v.layer, 0,
-                       memory ? BUSY_RETRY_MS : 0, memory ? "out of memory" : "the combined row is not finite", out);
+            reply_fail(w, c->peer->link, c->v.id,
+                       memory ? CW__PB__FAIL_CODE__FAIL_BUSY : CW__PB__FAIL_CODE__FAIL_NUMERIC, c->v.layer, 0,
+                       memory ? BUSY_RETRY_MS : 0,
+                       memory ? "out of memory" : "the combined row is not finite", out);
             return;
         }
     } else {
@@ -57,7 +68,8 @@ void reply_send(cw_worker *w, call *c, cw_outbox *out)
     Cw__Pb__Reply r = CW__PB__REPLY__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     r.id = c->v.id, r.kind = c->v.reply, r.n = combined ? c->v.n_rows : c->v.n_entries;
-    r.queue_us = (uint32_t)(c->started_us - c->received_us), r.service_us = service, r.queue_rows = w->n_entries;
+    r.queue_us = (uint32_t)(c->started_us - c->received_us), r.service_us = service,
+    r.queue_rows = w->n_entries;
     env.body_case = CW__PB__ENVELOPE__BODY_REPLY, env.reply = &r;
     w->calls++;
     w->rows += c->v.n_entries;

@@ -1,7 +1,7 @@
 /*
- * The worker process. This thread owns the machine and the sockets of control and data; it does no disk I/O (but for one
- * small file on enrolment), and computes only where the worker has a single thread, as docs/WIRE.md says. Compute stage and
- * loader come back through queues and cw_net_wake.
+ * The worker process. This thread owns the machine and the sockets of control and data; it does no disk I/O
+ * (but for one small file on enrolment), and computes only where the worker has a single thread, as
+ * docs/WIRE.md says. Compute stage and loader come back through queues and cw_net_wake.
  */
 #include "cw/worker_shell.h"
 
@@ -36,12 +36,17 @@ typedef struct {
     compute *compute;
     loader *loader;
     char *cache_dir;
+    bool computed;   /* one thread: a job was computed in this callback already */
+    cw_job *waiting; /* and this one is for the next */
     bool stop_seen;
     int code; /* of CW_WORKER_STOPPED; -1: not yet */
     char text[CW_TEXT_MAX];
 } shell;
 
-static void wake(void *ctx) { cw_net_wake(((shell *)ctx)->net); }
+static void wake(void *ctx)
+{
+    cw_net_wake(((shell *)ctx)->net);
+}
 
 static void say(const shell *s, const char *text)
 {
@@ -57,7 +62,7 @@ static void end(shell *s, int code, const char *text)
     cw_net_stop(s->net);
 }
 
-/* --- role actions -------------------------------------------------------------------------------------------------------- */
+/* --- role actions --- */
 
 static void to_loader(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
@@ -71,15 +76,31 @@ static void to_loader(shell *s, const cw_worker_act *a, int64_t now_us, int64_t 
         if (loader_submit(s->loader, j)) return;
         cw_free(j);
     }
-    if (a->kind == CW_WORKER_GET_MODEL) cw_worker_model_failed(s->machine, false, "out of memory", now_us, wall_ms, out);
-    else cw_worker_loaded(s->machine, a->layer, a->expert, false, "out of memory", now_us, wall_ms, out);
+    if (a->kind == CW_WORKER_GET_MODEL)
+        cw_worker_model_failed(s->machine, false, "out of memory", now_us, wall_ms, out);
+    else
+        cw_worker_loaded(s->machine, a->layer, a->expert, false, "out of memory", now_us, wall_ms, out);
 }
 
 static void enrolled(shell *s)
 {
     cw_err err = {0};
     if (cw_member_enrolled(&s->member, &err) == CW_OK) return;
-    fprintf(stderr, "causeway-worker %s: the next start will need the join string again: %s\n", s->name, err.text);
+    fprintf(stderr, "causeway-worker %s: the next start will need the join string again: %s\n", s->name,
+            err.text);
+}
+
+/* In the socket's thread. One job, then its replies leave and the sockets are looked at before the next. */
+static void compute_here(shell *s, cw_job *job, cw_outbox *out)
+{
+    if (s->computed) {
+        s->waiting = job;
+        cw_net_wake(s->net);
+        return;
+    }
+    s->computed = true;
+    compute_now(s->compute, job);
+    cw_worker_computed(s->machine, job, cw_now_us(), cw_wall_ms(), out);
 }
 
 static void act(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_ms, cw_outbox *out)
@@ -91,15 +112,14 @@ static void act(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_m
     case CW_WORKER_LOAD: to_loader(s, a, now_us, wall_ms, out); break;
     case CW_WORKER_UNLOAD: cw_expert_set_remove(loader_set(s->loader), (int)a->layer, (int)a->expert); break;
     case CW_WORKER_COMPUTE:
-        if (s->wc.jobs_in_flight > 1) {
+        if (s->wc.jobs_in_flight > 1)
             compute_submit(s->compute, a->job);
-        } else {
-            compute_now(s->compute, a->job);
-            cw_worker_computed(s->machine, a->job, cw_now_us(), cw_wall_ms(), out);
-        }
+        else
+            compute_here(s, a->job, out);
         break;
     case CW_WORKER_REVOKED:
-        if (cw_net_revoke(s->net, &a->key, &err) != CW_OK) CW_LOG_W("worker", "a revoked key is only refused after its hello: %s", err.text);
+        if (cw_net_revoke(s->net, &a->key, &err) != CW_OK)
+            CW_LOG_W("worker", "a revoked key is only refused after its hello: %s", err.text);
         break;
     case CW_WORKER_SAY: say(s, a->text); break;
     case CW_WORKER_STOPPED: end(s, a->code, a->text); break;
@@ -119,21 +139,25 @@ static void model_came(shell *s, const load_job *j, int64_t now_us, int64_t wall
         cw_worker_model_failed(s->machine, j->fatal, j->text, now_us, wall_ms, out);
         return;
     }
-    compute_config cc = {.kernels = s->kernels, .pool = s->pool, .rows_max = s->wc.job_rows_max,
-                         .wake = s->wc.jobs_in_flight > 1 ? wake : NULL, .wake_ctx = s};
+    compute_config cc = {.kernels = s->kernels,
+                         .pool = s->pool,
+                         .rows_max = s->wc.job_rows_max,
+                         .wake = s->wc.jobs_in_flight > 1 ? wake : NULL,
+                         .wake_ctx = s};
     if (compute_new(&cc, loader_set(s->loader), loader_d_model(s->loader), &s->compute, &err) != CW_OK) {
         cw_worker_model_failed(s->machine, true, err.text, now_us, wall_ms, out);
         return;
     }
-    cw_worker_model_ready(s->machine, loader_n_layers(s->loader), loader_n_experts(s->loader), loader_d_model(s->loader),
-                          loader_layers(s->loader), now_us, wall_ms, out);
+    cw_worker_model_ready(s->machine, loader_n_layers(s->loader), loader_n_experts(s->loader),
+                          loader_d_model(s->loader), loader_layers(s->loader), now_us, wall_ms, out);
 }
 
-/* --- cw_net's callbacks ---------------------------------------------------------------------------------------------------- */
+/* --- cw_net's callbacks --- */
 
 static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
 {
     shell *s = ctx;
+    s->computed = s->waiting != NULL; /* its turn comes with the wake-up */
     cw_worker_event(s->machine, ev, out);
     if (!s->stop_seen && cw_signal_stopped()) {
         s->stop_seen = true;
@@ -145,20 +169,28 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
 static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     shell *s = ctx;
-    cw_job *job;
+    cw_job *job = s->waiting;
+    s->computed = false;
+    s->waiting = NULL;
+    if (job) {
+        compute_here(s, job, out);
+        drain(s, now_us, wall_ms, out);
+    }
     while (s->compute && (job = compute_take(s->compute))) {
         cw_worker_computed(s->machine, job, now_us, wall_ms, out);
         drain(s, now_us, wall_ms, out);
     }
     for (load_job *j; (j = loader_take(s->loader));) {
-        if (j->kind == LOADER_MODEL) model_came(s, j, now_us, wall_ms, out);
-        else cw_worker_loaded(s->machine, j->layer, j->expert, j->ok, j->text, now_us, wall_ms, out);
+        if (j->kind == LOADER_MODEL)
+            model_came(s, j, now_us, wall_ms, out);
+        else
+            cw_worker_loaded(s->machine, j->layer, j->expert, j->ok, j->text, now_us, wall_ms, out);
         cw_free(j);
         drain(s, now_us, wall_ms, out);
     }
 }
 
-/* --- starting --------------------------------------------------------------------------------------------------------------- */
+/* --- starting --- */
 
 static uint64_t memory_available(void)
 {
@@ -205,9 +237,14 @@ static cw_status pick_address(shell *s, const char *bound, cw_err *err)
     } else {
         CW_TRY(cw_address_parse(bound, CW_ADDRESS_LISTEN, &at, err));
         if (at.wildcard)
-            return CW_FAIL(err, CW_STATUS_INVALID, "--listen %s needs --advertise tcp://HOST:PORT, the address by which edges reach this machine", s->o->listen);
-        if (at.loopback && cw_address_parse(s->member.address, CW_ADDRESS_CONNECT, &co, NULL) == CW_OK && !co.loopback)
-            say(s, "listening on loopback only: edges on other machines cannot reach this worker; give --listen tcp://ADDRESS:PORT");
+            return CW_FAIL(err, CW_STATUS_INVALID,
+                           "--listen %s needs --advertise tcp://HOST:PORT, the address by which edges reach "
+                           "this machine",
+                           s->o->listen);
+        if (at.loopback && cw_address_parse(s->member.address, CW_ADDRESS_CONNECT, &co, NULL) == CW_OK &&
+            !co.loopback)
+            say(s, "listening on loopback only: edges on other machines cannot reach this worker; give "
+                   "--listen tcp://ADDRESS:PORT");
     }
     snprintf(s->wc.data_address, sizeof s->wc.data_address, "%s", advertise);
     return CW_OK;
@@ -216,7 +253,11 @@ static cw_status pick_address(shell *s, const char *bound, cw_err *err)
 static cw_status open_net(shell *s, cw_err *err)
 {
     cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
-    cw_net_config nc = {.self = CW_SIDE_WORKER, .keys = s->member.keys, .max_peers = 256, .fault_zap_ms = s->o->fault_zap_ms}; /* default credit: small parts take three times their bytes in memory, and 64 MiB is the promise */
+    cw_net_config nc = {.self = CW_SIDE_WORKER,
+                        .keys = s->member.keys,
+                        .fault_zap_ms = s->o->fault_zap_ms,
+                        .max_peers = 256}; /* default credit: small parts take three times their bytes in
+                                              memory, and 64 MiB is the promise */
     char bound[CW_ADDRESS_MAX];
     const char *listen = s->o->listen ? s->o->listen : "tcp://127.0.0.1:*";
     CW_TRY(cw_net_new(&nc, &role, &s->net, err));
@@ -254,9 +295,18 @@ static cw_status start_loader(shell *s, cw_err *err)
 {
     s->cache_dir = cw_fs_join(s->member.dir, "chunks");
     if (!s->cache_dir) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-    loader_config lc = {.name = s->name, .keys = s->member.keys, .coordinator = s->member.coordinator, .fingerprint = s->wc.fingerprint,
-                        .seed = s->wc.seed, .kernels = s->kernels, .local = s->gguf, .local_manifest = s->manifest,
-                        .cache_dir = s->cache_dir, .cache_bytes = s->o->disk, .wake = wake, .wake_ctx = s};
+    loader_config lc = {.name = s->name,
+                        .keys = s->member.keys,
+                        .coordinator = s->member.coordinator,
+                        .fingerprint = s->wc.fingerprint,
+                        .seed = s->wc.seed,
+                        .kernels = s->kernels,
+                        .local = s->gguf,
+                        .local_manifest = s->manifest,
+                        .cache_dir = s->cache_dir,
+                        .cache_bytes = s->o->disk,
+                        .wake = wake,
+                        .wake_ctx = s};
     memcpy(lc.instance, s->wc.instance, sizeof lc.instance);
     return loader_new(&lc, &s->loader, err);
 }
@@ -264,8 +314,10 @@ static cw_status start_loader(shell *s, cw_err *err)
 static void tell_start(const shell *s)
 {
     char text[512], mem[32];
-    snprintf(text, sizeof text, "%u thread%s, %s, %.1f GB/s of weights, at most %s of experts, edges at %.200s", s->wc.threads, s->wc.threads == 1 ? "" : "s",
-             s->wc.isa, (double)s->wc.speed, cw_bytes_text(s->wc.memory_bytes, mem, sizeof mem), s->wc.data_address);
+    snprintf(text, sizeof text,
+             "%u thread%s, %s, %.1f GB/s of weights, at most %s of experts, edges at %.200s", s->wc.threads,
+             s->wc.threads == 1 ? "" : "s", s->wc.isa, (double)s->wc.speed,
+             cw_bytes_text(s->wc.memory_bytes, mem, sizeof mem), s->wc.data_address);
     say(s, text);
 }
 
@@ -276,7 +328,8 @@ static cw_status start(shell *s, cw_err *err)
     CW_TRY(cw_pool_new(s->o->threads, &s->pool, err));
     CW_TRY(open_local(s, err));
     fill_config(s, cw_pool_threads(s->pool));
-    if (!s->wc.fingerprint) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the built-in test rows");
+    if (!s->wc.fingerprint)
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the built-in test rows");
     CW_TRY(open_net(s, err));
     CW_TRY(start_loader(s, err));
     CW_TRY(cw_worker_new(&s->wc, &s->machine, err));

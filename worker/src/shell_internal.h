@@ -1,5 +1,5 @@
-/* The real shell of the worker: shell.c (the thread that owns the sockets), compute.c (the compute stage), loader.c (the
- * thread that brings experts in), store.c (the store link's thread). */
+/* The real shell of the worker: shell.c (the thread that owns the sockets), compute.c (the compute stage),
+ * loader.c (the thread that brings experts in), store.c (the store link's thread). */
 #pragma once
 #include <pthread.h>
 
@@ -12,18 +12,19 @@
 #include "cw/queue.h"
 #include "cw/worker_machine.h"
 
-/* --- compute.c: one thread of its own with a pool, or the socket's thread where the worker has only one --------------- */
+/* --- compute.c: one thread of its own with a pool, or the socket's thread where the worker has only one --- */
 
 typedef struct compute compute;
 typedef struct {
     const cw_kernels *kernels;
-    cw_pool *pool;       /* NULL: alone */
-    uint32_t rows_max;   /* of one job */
+    cw_pool *pool;           /* NULL: alone */
+    uint32_t rows_max;       /* of one job */
     void (*wake)(void *ctx); /* a job is back; NULL: compute_now is used, no thread is started */
     void *wake_ctx;
 } compute_config;
 /* The set is known with the model; neither it nor the pool is owned. */
-CW_MUST_USE cw_status compute_new(const compute_config *c, cw_expert_set *set, uint32_t d_model, compute **out, cw_err *err);
+CW_MUST_USE cw_status compute_new(const compute_config *c, cw_expert_set *set, uint32_t d_model,
+                                  compute **out, cw_err *err);
 void compute_free(compute **c); /* ends the thread after the job it is at */
 /* In the calling thread. */
 void compute_now(compute *c, cw_job *job);
@@ -31,17 +32,18 @@ void compute_now(compute *c, cw_job *job);
 void compute_submit(compute *c, cw_job *job);
 CW_MUST_USE cw_job *compute_take(compute *c);
 
-/* --- store.c: blocking gets for the loader over the store link ----------------------------------------------------------- */
+/* --- store.c: blocking gets for the loader over the store link --- */
 
 typedef struct store_link store_link;
-CW_MUST_USE cw_status store_link_open(const cw_fetch_config *c, const cw_keys *keys, store_link **out, cw_err *err);
+CW_MUST_USE cw_status store_link_open(const cw_fetch_config *c, const cw_keys *keys, store_link **out,
+                                      cw_err *err);
 void store_link_close(store_link **s);
 /* Starts getting the items and waits for all. One caller at a time. false: the link is being closed. */
 CW_MUST_USE bool store_link_get(store_link *s, cw_fetch_item *items, size_t n);
 /* Any thread: waiting gets return false from now on. */
 void store_link_stop(store_link *s);
 
-/* --- loader.c ------------------------------------------------------------------------------------------------------------- */
+/* --- loader.c --- */
 
 typedef enum { LOADER_MODEL, LOADER_EXPERT } loader_kind;
 
@@ -83,7 +85,7 @@ uint32_t loader_d_model(const loader *l);
 /* [n_layers] for the machine. */
 const cw_worker_layer *loader_layers(const loader *l);
 
-/* --- model_facts.c: the experts' shapes from a manifest ------------------------------------------------------------------------ */
+/* --- model_facts.c: the experts' shapes from a manifest --- */
 
 typedef struct {
     uint32_t n_layers, n_experts, d_model;
@@ -91,7 +93,7 @@ typedef struct {
 } model_facts;
 CW_MUST_USE cw_status model_facts_read(const cw_manifest *m, model_facts *out, cw_err *err);
 
-/* --- bench.c ------------------------------------------------------------------------------------------------------------------- */
+/* --- bench.c --- */
 
 /* Gigabytes of packed weights read in a second by one-row products. Takes about a tenth of a second. */
 float bench_speed(const cw_kernels *kn, cw_pool *pool);

@@ -1,6 +1,6 @@
 /*
- * The store link's thread: a cw_net and a ZeroMQ context of its own, so that weights never share a connection or an I/O
- * thread with calls. The loader's thread waits in store_link_get.
+ * The store link's thread: a cw_net and a ZeroMQ context of its own, so that weights never share a connection
+ * or an I/O thread with calls. The loader's thread waits in store_link_get.
  */
 #include <string.h>
 
@@ -75,10 +75,13 @@ cw_status store_link_open(const cw_fetch_config *c, const cw_keys *keys, store_l
     cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
     cw_status st = cw_fetch_new(c, &s->fetch, err);
     if (st == CW_OK) st = cw_net_new(&nc, &role, &s->net, err);
-    if (st == CW_OK && pthread_create(&s->thread, NULL, run, s) != 0) st = CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the store link");
+    if (st == CW_OK && pthread_create(&s->thread, NULL, run, s) != 0)
+        st = CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the store link");
     s->running = st == CW_OK;
-    if (st != CW_OK) store_link_close(&s);
-    else *out = s;
+    if (st != CW_OK)
+        store_link_close(&s);
+    else
+        *out = s;
     return st;
 }
 

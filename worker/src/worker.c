@@ -179,7 +179,8 @@ void cw_worker_model_ready(cw_worker *w, uint32_t n_layers, uint32_t n_experts, 
                            const cw_worker_layer *layers, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     set_time(w, now_us, wall_ms);
-    CW_ASSERT(!w->model_ready && n_layers && n_layers <= CW_WIRE_MAX_LAYERS && n_experts && n_experts <= CW_WIRE_MAX_EXPERTS && d_model);
+    CW_ASSERT(!w->model_ready && n_layers && n_layers <= CW_WIRE_MAX_LAYERS && n_experts &&
+              n_experts <= CW_WIRE_MAX_EXPERTS && d_model);
     w->layers = cw_calloc(n_layers, sizeof *layers);
     w->layer_calls = cw_calloc(n_layers, sizeof(call *));
     w->state = cw_calloc((size_t)n_layers * n_experts, 1);
@@ -194,13 +195,18 @@ void cw_worker_model_ready(cw_worker *w, uint32_t n_layers, uint32_t n_experts, 
     /* A reply of max_entries rows fits one frame. */
     uint32_t fit = (uint32_t)CW_DATA_FRAME_MAX / (4 * d_model);
     uint32_t most = fit < 1 ? 1 : fit > CALL_ENTRIES_MAX ? CALL_ENTRIES_MAX : fit;
-    w->limits = (cw_model_limits){.n_layers = n_layers, .n_experts = n_experts, .d_model = d_model, .max_rows = most, .max_entries = most};
+    w->limits = (cw_model_limits){.n_layers = n_layers,
+                                  .n_experts = n_experts,
+                                  .d_model = d_model,
+                                  .max_rows = most,
+                                  .max_entries = most};
     w->model_ready = true;
     holdings_model(w, out);
     settle(w, out);
 }
 
-void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t now_us, int64_t wall_ms,
+                            cw_outbox *out)
 {
     set_time(w, now_us, wall_ms);
     if (fatal) {
@@ -212,8 +218,8 @@ void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t 
     w->model_retry_us = now_us + LOAD_RETRY_US;
 }
 
-void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text, int64_t now_us,
-                      int64_t wall_ms, cw_outbox *out)
+void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,
+                      int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     set_time(w, now_us, wall_ms);
     holdings_loaded(w, layer, expert, ok, text, out);
@@ -233,13 +239,23 @@ void cw_worker_stop(cw_worker *w, int64_t now_us, int64_t wall_ms, cw_outbox *ou
 
 void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out)
 {
-    *out = (cw_worker_facts){
-        .admitted = w->co.state == CO_ADMITTED, .model_ready = w->model_ready, .stopping = w->stopping,
-        .n_ready = w->n_ready, .n_wanted = w->n_wanted, .memory_used = w->memory_used,
-        .queued_calls = w->n_calls, .queued_entries = w->n_entries, .jobs = w->n_jobs, .queue_bytes = w->queue_bytes,
-        .epoch_term = w->epoch_term, .epoch_number = w->epoch_number,
-        .calls = w->calls, .rows = w->rows, .bytes_in = w->bytes_in, .bytes_out = w->bytes_out,
-        .wall_offset_ms = w->wall_offset_ms};
+    *out = (cw_worker_facts){.admitted = w->co.state == CO_ADMITTED,
+                             .model_ready = w->model_ready,
+                             .stopping = w->stopping,
+                             .n_ready = w->n_ready,
+                             .n_wanted = w->n_wanted,
+                             .memory_used = w->memory_used,
+                             .queued_calls = w->n_calls,
+                             .queued_entries = w->n_entries,
+                             .jobs = w->n_jobs,
+                             .queue_bytes = w->queue_bytes,
+                             .epoch_term = w->epoch_term,
+                             .epoch_number = w->epoch_number,
+                             .calls = w->calls,
+                             .rows = w->rows,
+                             .bytes_in = w->bytes_in,
+                             .bytes_out = w->bytes_out,
+                             .wall_offset_ms = w->wall_offset_ms};
     for (size_t i = 0; i < w->n_peers; i++) out->n_edges += w->peers[i]->admitted;
 }
 

@@ -1,5 +1,6 @@
-/* The inside of the worker machine, shared by its files: worker.c (life, events), coordinator.c (the control link),
- * holdings.c (what is loaded), edges.c (who may call), calls.c (queue and batches), reply.c (answers). */
+/* The inside of the worker machine, shared by its files: worker.c (life, events), coordinator.c (the control
+ * link), holdings.c (what is loaded), edges.c (who may call), calls.c (queue and batches), reply.c (answers).
+ */
 #pragma once
 #include "cw/backoff.h"
 #include "cw/worker_machine.h"
@@ -7,15 +8,15 @@
 #define MODULE "worker"
 
 enum {
-    HELLO_US = 2000000,            /* first message of a link */
-    LOADS_AT_ONCE = 8,             /* experts asked of the loader ahead */
+    HELLO_US = 2000000, /* first message of a link */
+    LOADS_AT_ONCE = 8,  /* experts asked of the loader ahead */
     LOAD_RETRY_US = 5000000,
-    HOLDINGS_EVERY_US = 500000,    /* while loading */
+    HOLDINGS_EVERY_US = 500000, /* while loading */
     DRAIN_US = 2000000,
     LINKS_PER_KEY = 4,
-    CALL_ENTRIES_MAX = 4096,       /* of one call; edges stay at a quarter of it */
+    CALL_ENTRIES_MAX = 4096, /* of one call; edges stay at a quarter of it */
     BUSY_RETRY_MS = 20,
-    SERVICE_RING = 128,            /* latest service times, for the median */
+    SERVICE_RING = 128,                 /* latest service times, for the median */
     TICKET_GRACE_MS = 24 * 3600 * 1000, /* while the coordinator is out of reach */
     TICKET_SETTLE_US = 120 * 1000000,   /* after it is back: time for edges to renew */
 };
@@ -24,9 +25,12 @@ typedef struct peer peer;
 typedef struct call call;
 
 /* The entries of one expert in a call: [first, first + n), of which `taken` went into jobs. */
-typedef struct { uint32_t expert, first, n, taken; } run;
+typedef struct {
+    uint32_t expert, first, n, taken;
+} run;
 
-/* An accepted call. Alive: in its peer's list, not answered yet. Dead (peer NULL): only jobs still point at it. */
+/* An accepted call. Alive: in its peer's list, not answered yet. Dead (peer NULL): only jobs still point at
+ * it. */
 struct call {
     peer *peer;
     cw_msg *msg;
@@ -35,11 +39,11 @@ struct call {
     size_t bytes;                    /* of message and reply, for the bounds */
     uint32_t n_runs, n_pending, n_in_job, n_done;
     run *runs;
-    cw_frame rows, exps;             /* the reply being filled; COMBINED: the rows before they are combined */
+    cw_frame rows, exps; /* the reply being filled; COMBINED: the rows before they are combined */
     uint8_t *rows_mem;
     int8_t *exps_mem;
-    call *peer_prev, *peer_next;     /* alive calls of the peer, oldest first */
-    call *layer_prev, *layer_next;   /* calls of this layer with pending entries */
+    call *peer_prev, *peer_next;   /* alive calls of the peer, oldest first */
+    call *layer_prev, *layer_next; /* calls of this layer with pending entries */
     bool in_layer;
 };
 
@@ -102,8 +106,9 @@ struct cw_worker {
     cw_model_limits limits;
 
     /* Holdings. */
-    uint8_t *wanted;   /* bit layer * CW_WIRE_MAX_EXPERTS + expert: asked for before and after the model is known */
-    uint8_t *state;    /* [n_layers * n_experts] */
+    uint8_t
+        *wanted; /* bit layer * CW_WIRE_MAX_EXPERTS + expert: asked for before and after the model is known */
+    uint8_t *state; /* [n_layers * n_experts] */
     uint64_t seq_seen, seq_done;
     uint32_t n_missing, n_loading, n_ready, n_wanted, n_no_room, n_failed, n_unloading;
     size_t scan;
@@ -119,7 +124,7 @@ struct cw_worker {
     call **layer_calls; /* [n_layers] */
     uint64_t queue_bytes;
     uint32_t n_calls, n_entries; /* alive calls; entries not in a job yet */
-    job_slot *jobs; /* [jobs_in_flight] */
+    job_slot *jobs;              /* [jobs_in_flight] */
     uint32_t n_jobs;
 
     /* Role actions, a ring. */
@@ -147,10 +152,12 @@ void coordinator_event(cw_worker *w, cw_event *ev, cw_outbox *out);
 void coordinator_bye(cw_worker *w, const char *text, cw_outbox *out);
 
 /* holdings.c */
-void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n, cw_outbox *out);
+void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n,
+                     cw_outbox *out);
 void holdings_model(cw_worker *w, cw_outbox *out); /* the model is known now */
-void holdings_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text, cw_outbox *out);
-void holdings_tick(cw_worker *w, cw_outbox *out);  /* loads, unloads, Holdings messages that are due */
+void holdings_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,
+                     cw_outbox *out);
+void holdings_tick(cw_worker *w, cw_outbox *out); /* loads, unloads, Holdings messages that are due */
 void holdings_send(cw_worker *w, cw_outbox *out);
 bool holdings_ready(const cw_worker *w, uint32_t layer, uint32_t expert);
 
@@ -173,5 +180,5 @@ void call_unlink(cw_worker *w, call *c); /* answered or given up; freed when no 
 
 /* reply.c */
 void reply_send(cw_worker *w, call *c, cw_outbox *out);
-void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
-                uint32_t retry_ms, const char *text, cw_outbox *out);
+void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer,
+                uint32_t expert, uint32_t retry_ms, const char *text, cw_outbox *out);

@@ -1,5 +1,5 @@
-/* The state directory of workers and edges; see cw/member.h. Files: curve.key (cw/keys.h), lock, member: one line
- * "1 ADDRESS KEYHEX". */
+/* The state directory of workers and edges; see cw/member.h. Files: curve.key (cw/keys.h), lock, member: one
+ * line "1 ADDRESS KEYHEX". */
 #include "cw/member.h"
 
 #include <ctype.h>
@@ -29,12 +29,16 @@ cw_status cw_member_name(const char *name, char out[65], cw_err *err)
     size_t n = strlen(name);
     bool ok = n >= 1 && n <= 64 && name[0] != '.';
     for (size_t i = 0; i < n && ok; i++) ok = name_char(name[i]);
-    if (!ok) return CW_FAIL(err, CW_STATUS_INVALID, "--name takes 1 to 64 letters, digits, dots, dashes and underscores, and does not begin with a dot");
+    if (!ok)
+        return CW_FAIL(err, CW_STATUS_INVALID,
+                       "--name takes 1 to 64 letters, digits, dots, dashes and underscores, and does not "
+                       "begin with a dot");
     memcpy(out, name, n + 1);
     return CW_OK;
 }
 
-static cw_status directory(cw_join_role role, const char *state_dir, const char *name, char **out, cw_err *err)
+static cw_status directory(cw_join_role role, const char *state_dir, const char *name, char **out,
+                           cw_err *err)
 {
     char leaf[80];
     if (state_dir) {
@@ -89,13 +93,16 @@ static cw_status resolve(cw_join_role role, const char *join, cw_member *m, cw_e
         return CW_OK;
     }
     if (st == CW_STATUS_NOT_FOUND)
-        return CW_FAIL(err, CW_STATUS_NOT_FOUND, "no join string: the first start needs --join with the string that `causeway-coordinator token create --role %s` prints",
+        return CW_FAIL(err, CW_STATUS_NOT_FOUND,
+                       "no join string: the first start needs --join with the string that "
+                       "`causeway-coordinator token create --role %s` prints",
                        role == CW_JOIN_WORKER ? "worker" : "edge");
     m->enrolled = st == CW_OK;
     return st;
 }
 
-cw_status cw_member_open(cw_join_role role, const char *state_dir, const char *name, const char *join, cw_member *out, cw_err *err)
+cw_status cw_member_open(cw_join_role role, const char *state_dir, const char *name, const char *join,
+                         cw_member *out, cw_err *err)
 {
     cw_member m = {0};
     char *lock = NULL, *key = NULL;
@@ -109,7 +116,9 @@ cw_status cw_member_open(cw_join_role role, const char *state_dir, const char *n
     if (s != CW_OK) goto fail;
     s = cw_fs_lock(lock, &m.lock, err);
     if (s == CW_STATUS_BUSY) {
-        s = CW_FAIL(err, s, "the state directory %s is in use by another %s: choose another --name (or --state)", m.dir, role == CW_JOIN_WORKER ? "worker" : "edge");
+        s = CW_FAIL(err, s,
+                    "the state directory %s is in use by another %s: choose another --name (or --state)",
+                    m.dir, role == CW_JOIN_WORKER ? "worker" : "edge");
     }
     if (s != CW_OK) goto fail;
     CW_TRY_GOTO(s, resolve(role, join, &m, err));
@@ -131,7 +140,8 @@ cw_status cw_member_enrolled(cw_member *m, cw_err *err)
     cw_key_hex(&m->coordinator, hex);
     int n = snprintf(text, sizeof text, "1 %s %s\n", m->address, hex);
     char *path = cw_fs_join(m->dir, "member");
-    cw_status s = path ? cw_fs_write(path, text, (size_t)n, 0600, err) : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    cw_status s = path ? cw_fs_write(path, text, (size_t)n, 0600, err)
+                       : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     cw_free(path);
     if (s == CW_OK) m->enrolled = true;
     return s;
@@ -150,7 +160,9 @@ void cw_member_close(cw_member *m)
 bool cw_member_is_stored(cw_join_role role, const char *state_dir, const char *name)
 {
     char fitted[65], *dir = NULL;
-    if (cw_member_name(name, fitted, NULL) != CW_OK || directory(role, state_dir, fitted, &dir, NULL) != CW_OK) return false;
+    if (cw_member_name(name, fitted, NULL) != CW_OK ||
+        directory(role, state_dir, fitted, &dir, NULL) != CW_OK)
+        return false;
     char *path = cw_fs_join(dir, "member");
     bool is = path && cw_fs_is_file(path);
     cw_free(path);

@@ -1,6 +1,7 @@
 /*
- * The table of calls: queued at a worker, sent, answered, failed, sent again. A call id is used once in the life of the
- * process, so a late answer finds nobody and is ignored. Rows go straight from the reply to the request's memory.
+ * The table of calls: queued at a worker, sent, answered, failed, sent again. A call id is used once in the
+ * life of the process, so a late answer finds nobody and is ignored. Rows go straight from the reply to the
+ * request's memory.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,17 +15,23 @@ void list_push(piece_list *l, piece *p)
 {
     p->next = NULL;
     p->prev = l->tail;
-    if (l->tail) l->tail->next = p;
-    else l->head = p;
+    if (l->tail)
+        l->tail->next = p;
+    else
+        l->head = p;
     l->tail = p;
 }
 
 void list_remove(piece_list *l, piece *p)
 {
-    if (p->prev) p->prev->next = p->next;
-    else l->head = p->next;
-    if (p->next) p->next->prev = p->prev;
-    else l->tail = p->prev;
+    if (p->prev)
+        p->prev->next = p->next;
+    else
+        l->head = p->next;
+    if (p->next)
+        p->next->prev = p->prev;
+    else
+        l->tail = p->prev;
     p->prev = p->next = NULL;
 }
 
@@ -73,8 +80,13 @@ static int ascending_u64(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Frames of a call. The entry order of the wire is (expert, row), rows counted within the call; p->index follows it. */
-typedef struct { cw_frame f[3]; uint8_t *mem[3]; uint32_t n; } call_frames;
+/* Frames of a call. The entry order of the wire is (expert, row), rows counted within the call; p->index
+ * follows it. */
+typedef struct {
+    cw_frame f[3];
+    uint8_t *mem[3];
+    uint32_t n;
+} call_frames;
 
 static void fill_rows(const cw_edge *e, const piece *p, call_frames *cf)
 {
@@ -97,7 +109,8 @@ static void fill_rows(const cw_edge *e, const piece *p, call_frames *cf)
 static bool fill_entries(piece *p, call_frames *cf)
 {
     uint64_t small[64], *order = p->n <= CW_ARRAY_LEN(small) ? small : cw_calloc(p->n, sizeof *order);
-    uint32_t small_index[64], *index = p->n <= CW_ARRAY_LEN(small_index) ? small_index : cw_calloc(p->n, sizeof *index);
+    uint32_t small_index[64],
+        *index = p->n <= CW_ARRAY_LEN(small_index) ? small_index : cw_calloc(p->n, sizeof *index);
     bool ok = order && index;
     /* index is ascending, that is by (row, expert): at most 1024 entries, so all three parts fit. */
     for (uint32_t k = 0, local = 0; ok && k < p->n; k++) {
@@ -111,7 +124,10 @@ static bool fill_entries(piece *p, call_frames *cf)
         for (uint32_t k = 0; k < p->n; k++) {
             p->index[k] = index[order[k] & 0xffff];
             const cw_edge_entry *x = &p->r->entries[p->index[k]];
-            cw_entry_put(cf->mem[0], k, (cw_entry){.row = (uint16_t)(order[k] >> 16), .expert = (uint16_t)x->expert, .weight = x->weight});
+            cw_entry_put(cf->mem[0], k,
+                         (cw_entry){.row = (uint16_t)(order[k] >> 16),
+                                    .expert = (uint16_t)x->expert,
+                                    .weight = x->weight});
         }
     }
     if (order != small) cw_free(order);
@@ -124,7 +140,8 @@ static bool make_frames(cw_edge *e, piece *p, call_frames *cf)
     size_t d = e->c.d_model;
     bool a8 = e->layers[p->r->layer].act == CW__PB__ACT_KIND__ACT_A8;
     cf->n = a8 ? 3 : 2;
-    size_t len[3] = {(size_t)p->n * CW_ENTRY_BYTES, (size_t)p->n_rows * d * (a8 ? 1 : 4), (size_t)p->n_rows * d / 8};
+    size_t len[3] = {(size_t)p->n * CW_ENTRY_BYTES, (size_t)p->n_rows * d * (a8 ? 1 : 4),
+                     (size_t)p->n_rows * d / 8};
     bool ok = true;
     for (uint32_t i = 0; i < cf->n; i++) {
         cf->f[i] = cw_frame_new(len[i], &cf->mem[i]);
@@ -177,7 +194,8 @@ void calls_pump(cw_edge *e, home *h, cw_outbox *out)
     while (h->state == HOME_UP && h->queued.head && h->n_sent < FLIGHT_CALLS &&
            (!h->n_sent || h->sent_bytes + h->queued.head->bytes <= FLIGHT_BYTES)) {
         cw_edge_request *r = h->queued.head->r;
-        if (!send_call(e, h, h->queued.head, out)) edge_end_request(e, r, CW_STATUS_NO_MEMORY, "out of memory for a call", out);
+        if (!send_call(e, h, h->queued.head, out))
+            edge_end_request(e, r, CW_STATUS_NO_MEMORY, "out of memory for a call", out);
     }
 }
 
@@ -207,7 +225,8 @@ static void learn(home *h, const piece *p, const cw_reply_view *v)
 {
     h->calls++;
     h->rows += p->n;
-    h->service_us = h->service_us ? (uint32_t)((7 * (uint64_t)h->service_us + v->service_us) / 8) : v->service_us;
+    h->service_us =
+        h->service_us ? (uint32_t)((7 * (uint64_t)h->service_us + v->service_us) / 8) : v->service_us;
     if (!p->cost || !v->service_us) return;
     double now = (double)v->service_us / (double)p->cost;
     h->us_per_byte = h->us_per_byte > 0 ? 0.875 * h->us_per_byte + 0.125 * now : now;
@@ -221,8 +240,11 @@ void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
         e->late++; /* cancelled, or answered by somebody else meanwhile */
         return;
     }
-    cw_model_limits lim = {.n_layers = e->c.n_layers, .n_experts = e->c.n_experts, .d_model = e->c.d_model,
-                           .max_rows = CALL_ENTRIES, .max_entries = CALL_ENTRIES};
+    cw_model_limits lim = {.n_layers = e->c.n_layers,
+                           .n_experts = e->c.n_experts,
+                           .d_model = e->c.d_model,
+                           .max_rows = CALL_ENTRIES,
+                           .max_entries = CALL_ENTRIES};
     cw_reply_view v;
     cw_err err = {0};
     if (cw_reply_view_get(ev->msg, &lim, e->layers[p->r->layer].rows, p->n, &v, &err) != CW_OK) {
@@ -251,8 +273,10 @@ static void again(cw_edge *e, piece *p, int64_t not_before_us, cw_outbox *out)
     p->attempt++;
     p->since_us = e->now_us;
     p->not_before_us = not_before_us;
-    if (not_before_us > e->now_us) list_push(&e->homeless, p);
-    else place(e, p, out);
+    if (not_before_us > e->now_us)
+        list_push(&e->homeless, p);
+    else
+        place(e, p, out);
 }
 
 void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
@@ -286,7 +310,9 @@ void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
     default:
         cw_free(p);
         snprintf(text, sizeof text, "worker %.64s: %.400s", h->name, f->text);
-        edge_end_request(e, r, f->code == CW__PB__FAIL_CODE__FAIL_NUMERIC ? CW_STATUS_NUMERIC : CW_STATUS_MISMATCH, text, out);
+        edge_end_request(e, r,
+                         f->code == CW__PB__FAIL_CODE__FAIL_NUMERIC ? CW_STATUS_NUMERIC : CW_STATUS_MISMATCH,
+                         text, out);
         break;
     }
     calls_pump(e, h, out);
@@ -304,8 +330,10 @@ void calls_lost(cw_edge *e, home *h, cw_outbox *out)
     for (piece *p; (p = all.head);) {
         list_remove(&all, p);
         /* One piece's failure may end its request, whose other pieces are in this list. */
-        if (!p->r->active) cw_free(p);
-        else again(e, p, 0, out);
+        if (!p->r->active)
+            cw_free(p);
+        else
+            again(e, p, 0, out);
     }
 }
 
@@ -344,9 +372,12 @@ void calls_homeless(cw_edge *e, cw_outbox *out)
     e->homeless = (piece_list){0};
     for (piece *p; (p = all.head);) {
         list_remove(&all, p);
-        if (!p->r->active) cw_free(p);
-        else if (p->not_before_us > e->now_us) list_push(&e->homeless, p);
-        else place(e, p, out);
+        if (!p->r->active)
+            cw_free(p);
+        else if (p->not_before_us > e->now_us)
+            list_push(&e->homeless, p);
+        else
+            place(e, p, out);
     }
 }
 
@@ -357,8 +388,12 @@ static void why_homeless(const cw_edge *e, const piece *p, char *text, size_t ca
     for (size_t i = 0; i < e->n_homes; i++) {
         const home *h = e->homes[i];
         if (!home_holds(e, h, layer, expert)) continue;
-        snprintf(text, cap, "expert %u of layer %u cannot be reached: worker %.64s at %.120s holds it, and %.150s", expert, layer, h->name, h->address,
-                 h->stopping ? "it is stopping" : h->why[0] ? h->why : "it is not connected");
+        snprintf(text, cap,
+                 "expert %u of layer %u cannot be reached: worker %.64s at %.120s holds it, and %.150s",
+                 expert, layer, h->name, h->address,
+                 h->stopping ? "it is stopping"
+                 : h->why[0] ? h->why
+                             : "it is not connected");
         return;
     }
     snprintf(text, cap, "no worker holds expert %u of layer %u", expert, layer);
@@ -408,7 +443,8 @@ static void check_deadlines(cw_edge *e, cw_outbox *out)
             for (size_t i = 0; i < e->n_homes && !slow; i++)
                 for (const piece *p = e->homes[i]->sent.head; p && !slow; p = p->next)
                     if (p->r == r) slow = e->homes[i];
-            snprintf(text, sizeof text, "layer %u was not answered in time%s%.64s", r->layer, slow ? ", the last to wait for is worker " : "", slow ? slow->name : "");
+            snprintf(text, sizeof text, "layer %u was not answered in time%s%.64s", r->layer,
+                     slow ? ", the last to wait for is worker " : "", slow ? slow->name : "");
             edge_end_request(e, r, CW_STATUS_TIMEOUT, text, out);
             next = e->requests; /* DONE of one may not touch the others, but the list has changed */
         }

@@ -1,6 +1,6 @@
 /*
- * The control link: hello or enrolment, refusals, reconnecting, ticket renewal at half life, epochs. The edge goes on
- * without it as long as its ticket is honoured.
+ * The control link: hello or enrolment, refusals, reconnecting, ticket renewal at half life, epochs. The edge
+ * goes on without it as long as its ticket is honoured.
  */
 #include <stdio.h>
 #include <string.h>
@@ -59,8 +59,10 @@ static void give_up(cw_edge *e, Cw__Pb__RefusalCode code, const char *text)
 bool control_take_ticket(cw_edge *e, const void *data, size_t len)
 {
     cw_ticket t;
-    if (cw_ticket_verify(&e->sign_key, data, len, &t, NULL) != CW_OK || memcmp(t.cluster, e->cluster_id, CW_CLUSTER_BYTES) ||
-        memcmp(t.model_digest, e->c.model_digest, CW_DIGEST_BYTES) || !edge_keep(&e->ticket, &e->ticket_len, data, len))
+    if (cw_ticket_verify(&e->sign_key, data, len, &t, NULL) != CW_OK ||
+        memcmp(t.cluster, e->cluster_id, CW_CLUSTER_BYTES) ||
+        memcmp(t.model_digest, e->c.model_digest, CW_DIGEST_BYTES) ||
+        !edge_keep(&e->ticket, &e->ticket_len, data, len))
         return false;
     e->ticket_end_ms = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;
     int64_t left_ms = e->ticket_end_ms - edge_cluster_ms(e);
@@ -80,7 +82,9 @@ static void another_model(cw_edge *e, const Cw__Pb__Welcome *m, cw_outbox *out)
     digest_text(e->c.model_digest, a);
     digest_text(m->model_digest.data, b);
     cw_close(out, e->co.link, "another model");
-    snprintf(text, sizeof text, "the cluster serves another model: \"%.100s\" with digest %s..., the file here has digest %s...", m->model_name, b, a);
+    snprintf(text, sizeof text,
+             "the cluster serves another model: \"%.100s\" with digest %s..., the file here has digest %s...",
+             m->model_name, b, a);
     give_up(e, CW__PB__REFUSAL_CODE__REFUSAL_MODEL, text);
 }
 
@@ -89,7 +93,8 @@ static void welcome(cw_edge *e, const cw_msg *msg, cw_outbox *out)
     const Cw__Pb__Welcome *m = msg->env->welcome;
     if (m->sign_key.len != CW_KEY_BYTES || m->model_digest.len != CW_DIGEST_BYTES) {
         cw_blame(out, e->co.link, "a welcome without a model digest or signing key");
-        retry(e, "the coordinator's welcome names no model or no signing key", cw_backoff_take(&e->co.backoff));
+        retry(e, "the coordinator's welcome names no model or no signing key",
+              cw_backoff_take(&e->co.backoff));
         return;
     }
     if (memcmp(m->model_digest.data, e->c.model_digest, CW_DIGEST_BYTES)) {
@@ -111,7 +116,8 @@ static void welcome(cw_edge *e, const cw_msg *msg, cw_outbox *out)
         e->co.enrolled = true;
         edge_act(e, CW_EDGE_ENROLLED);
     }
-    if (!m->ticket.len || !control_take_ticket(e, m->ticket.data, m->ticket.len)) edge_say(e, "coordinator: the welcome has no usable ticket");
+    if (!m->ticket.len || !control_take_ticket(e, m->ticket.data, m->ticket.len))
+        edge_say(e, "coordinator: the welcome has no usable ticket");
     if (msg->n_frames && homes_take_epoch(e, msg->frames[0].data, msg->frames[0].len)) homes_prune(e, out);
     links_tick(e, out);
     calls_homeless(e, out);
@@ -126,7 +132,8 @@ static void refusal(cw_edge *e, const Cw__Pb__Refusal *r, cw_outbox *out)
         retry(e, "the coordinator does not know this key; enrolling with the join string", 0);
         return;
     }
-    snprintf(text, sizeof text, "the coordinator at %.200s %s: %.230s", e->c.coordinator, r->retry_after_ms ? "does not let us in yet" : "refused", r->text);
+    snprintf(text, sizeof text, "the coordinator at %.200s %s: %.230s", e->c.coordinator,
+             r->retry_after_ms ? "does not let us in yet" : "refused", r->text);
     if (r->retry_after_ms) {
         int64_t pause = cw_backoff_take(&e->co.backoff), asked = (int64_t)r->retry_after_ms * 1000;
         retry(e, text, pause > asked ? pause : asked);
@@ -153,7 +160,8 @@ static void message(cw_edge *e, const cw_msg *m, cw_outbox *out)
     case CW__PB__ENVELOPE__BODY_REFUSAL: refusal(e, env->refusal, out); break;
     case CW__PB__ENVELOPE__BODY_TICKET:
         e->wall_offset_ms = (int64_t)env->ticket->wall_ms - e->wall_ms;
-        if (env->ticket->signed_ticket.len && !control_take_ticket(e, env->ticket->signed_ticket.data, env->ticket->signed_ticket.len))
+        if (env->ticket->signed_ticket.len &&
+            !control_take_ticket(e, env->ticket->signed_ticket.data, env->ticket->signed_ticket.len))
             edge_say(e, "coordinator: a ticket was not usable");
         break;
     case CW__PB__ENVELOPE__BODY_EPOCH_NEWS:
@@ -183,7 +191,8 @@ void control_event(cw_edge *e, cw_event *ev, cw_outbox *out)
         say_hello(e, out);
     } else if (ev->kind == CW_EV_LINK_DOWN) {
         char text[CW_TEXT_MAX];
-        snprintf(text, sizeof text, "cannot reach the coordinator at %.200s: %.128s", e->c.coordinator, ev->text);
+        snprintf(text, sizeof text, "no connection to the coordinator at %.200s: %.128s", e->c.coordinator,
+                 ev->text);
         retry(e, text, cw_backoff_take(&e->co.backoff));
     } else if (ev->msg) {
         message(e, ev->msg, out);

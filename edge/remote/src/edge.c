@@ -23,8 +23,10 @@ static void restore(cw_edge *e)
     e->has_cluster = true;
     e->sign_key = c->sign_key;
     memcpy(e->cluster_id, c->cluster_id, CW_CLUSTER_BYTES);
-    if (c->saved_ticket_len && !control_take_ticket(e, c->saved_ticket, c->saved_ticket_len)) edge_say(e, "the stored ticket is not usable");
-    if (c->saved_epoch_len && !homes_take_epoch(e, c->saved_epoch, c->saved_epoch_len)) edge_say(e, "the stored epoch is not usable");
+    if (c->saved_ticket_len && !control_take_ticket(e, c->saved_ticket, c->saved_ticket_len))
+        edge_say(e, "the stored ticket is not usable");
+    if (c->saved_epoch_len && !homes_take_epoch(e, c->saved_epoch, c->saved_epoch_len))
+        edge_say(e, "the stored epoch is not usable");
     /* Nothing new to store in that. */
     e->n_acts = 0;
 }
@@ -223,8 +225,10 @@ void edge_end_request(cw_edge *e, cw_edge_request *r, cw_status status, const ch
 {
     if (!r->active) return;
     calls_drop_request(e, r, out);
-    if (r->prev) r->prev->next = r->next;
-    else e->requests = r->next;
+    if (r->prev)
+        r->prev->next = r->next;
+    else
+        e->requests = r->next;
     if (r->next) r->next->prev = r->prev;
     r->active = false;
     r->status = status;
@@ -242,7 +246,9 @@ void cw_edge_stop(cw_edge *e, int64_t now_us, cw_outbox *out)
 {
     e->now_us = now_us;
     if (e->stopped) return;
-    while (e->requests) edge_end_request(e, e->requests, CW_STATUS_CANCELLED, "the connection to the cluster is being closed", out);
+    while (e->requests)
+        edge_end_request(e, e->requests, CW_STATUS_CANCELLED, "the connection to the cluster is being closed",
+                         out);
     links_bye(e, out);
     control_bye(e, out);
     e->stopped = true;
@@ -251,34 +257,50 @@ void cw_edge_stop(cw_edge *e, int64_t now_us, cw_outbox *out)
 bool cw_edge_get_saved(const cw_edge *e, cw_edge_saved *out)
 {
     if (!e->has_cluster || !e->ticket_len) return false;
-    *out = (cw_edge_saved){.sign_key = e->sign_key, .ticket = e->ticket, .ticket_len = e->ticket_len, .epoch = e->epoch, .epoch_len = e->epoch_len};
+    *out = (cw_edge_saved){.sign_key = e->sign_key,
+                           .ticket = e->ticket,
+                           .ticket_len = e->ticket_len,
+                           .epoch = e->epoch,
+                           .epoch_len = e->epoch_len};
     memcpy(out->cluster_id, e->cluster_id, CW_CLUSTER_BYTES);
     return true;
 }
 
-static void why_not_covered(const cw_edge *e, const cw_edge_facts *f, uint32_t layer, uint32_t expert, char *text, size_t cap)
+static void why_not_covered(const cw_edge *e, const cw_edge_facts *f, uint32_t layer, uint32_t expert,
+                            char *text, size_t cap)
 {
     if (e->refused || !e->ticket_len || !f->n_workers) {
-        snprintf(text, cap, "%.480s", e->co.state == CO_ADMITTED ? "the coordinator knows no worker that is ready yet" : e->co.why);
+        snprintf(text, cap, "%.480s",
+                 e->co.state == CO_ADMITTED ? "the coordinator knows no worker that is ready yet"
+                                            : e->co.why);
         return;
     }
     const home *down = NULL;
     for (size_t i = 0; i < e->n_homes && !down; i++)
         if (e->homes[i]->in_epoch && e->homes[i]->state != HOME_UP) down = e->homes[i];
     if (down)
-        snprintf(text, cap, "%u of %u experts have no worker that can be reached; worker %.64s at %.120s: %.150s", f->n_experts - f->n_homes, f->n_experts,
-                 down->name, down->address, down->why[0] ? down->why : "not connected yet");
+        snprintf(text, cap,
+                 "%u of %u experts have no worker that can be reached; worker %.64s at %.120s: %.150s",
+                 f->n_experts - f->n_homes, f->n_experts, down->name, down->address,
+                 down->why[0] ? down->why : "not connected yet");
     else
-        snprintf(text, cap, "%u of %u experts are on no worker yet (the first is expert %u of layer %u): workers are loading, or there are too few of them",
+        snprintf(text, cap,
+                 "%u of %u experts are on no worker yet (the first is expert %u of layer %u): workers are "
+                 "loading, or there are too few of them",
                  f->n_experts - f->n_homes, f->n_experts, expert, layer);
 }
 
 void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out)
 {
     uint32_t layer = 0, expert = 0;
-    *out = (cw_edge_facts){
-        .admitted = e->co.state == CO_ADMITTED, .refused = e->refused, .epoch_term = e->epoch_term, .epoch_number = e->epoch_number,
-        .ticket_not_after_ms = e->ticket_len ? e->ticket_end_ms : 0, .calls = e->calls, .resent = e->resent, .late = e->late};
+    *out = (cw_edge_facts){.admitted = e->co.state == CO_ADMITTED,
+                           .refused = e->refused,
+                           .epoch_term = e->epoch_term,
+                           .epoch_number = e->epoch_number,
+                           .ticket_not_after_ms = e->ticket_len ? e->ticket_end_ms : 0,
+                           .calls = e->calls,
+                           .resent = e->resent,
+                           .late = e->late};
     memcpy(out->model_name, e->model_name, sizeof out->model_name);
     for (size_t i = 0; i < e->n_homes; i++) {
         out->n_workers += e->homes[i]->in_epoch;
@@ -293,8 +315,14 @@ bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)
 {
     if (i >= e->n_homes) return false;
     const home *h = e->homes[i];
-    *out = (cw_edge_worker_facts){.id = h->id, .up = h->state == HOME_UP, .calls = h->calls, .rows = h->rows, .bytes_out = h->bytes_out,
-                                  .bytes_in = h->bytes_in, .rtt_us = h->rtt_us, .service_us = h->service_us};
+    *out = (cw_edge_worker_facts){.id = h->id,
+                                  .up = h->state == HOME_UP,
+                                  .calls = h->calls,
+                                  .rows = h->rows,
+                                  .bytes_out = h->bytes_out,
+                                  .bytes_in = h->bytes_in,
+                                  .rtt_us = h->rtt_us,
+                                  .service_us = h->service_us};
     memcpy(out->name, h->name, sizeof out->name);
     memcpy(out->address, h->address, sizeof out->address);
     memcpy(out->why, h->why, sizeof out->why);

@@ -1,16 +1,16 @@
-/* The inside of the edge machine, shared by its files: edge.c (life, events, facts), coordinator.c (the control link),
- * homes.c (epochs: who holds what), links.c (connections to workers), place.c (dividing a layer's entries), calls.c (the
- * table of calls). */
+/* The inside of the edge machine, shared by its files: edge.c (life, events, facts), coordinator.c (the
+ * control link), homes.c (epochs: who holds what), links.c (connections to workers), place.c (dividing a
+ * layer's entries), calls.c (the table of calls). */
 #pragma once
 #include "cw/backoff.h"
 #include "cw/edge_machine.h"
 
 enum {
-    CALL_ENTRIES = 1024,           /* of one call at most; workers accept more */
-    FLIGHT_CALLS = 64,             /* sent and unanswered on one link: below the net room's queue of messages */
-    FLIGHT_BYTES = 8 << 20,        /* with their replies */
-    TRANSPORT_US = 1000000,        /* on top of a call's budget before we stop believing in an answer */
-    SUSPECT_US = 5000000,          /* a worker that let a call run out is asked last for so long */
+    CALL_ENTRIES = 1024,    /* of one call at most; workers accept more */
+    FLIGHT_CALLS = 64,      /* sent and unanswered on one link: below the net room's queue of messages */
+    FLIGHT_BYTES = 8 << 20, /* with their replies */
+    TRANSPORT_US = 1000000, /* on top of a call's budget before we stop believing in an answer */
+    SUSPECT_US = 5000000,   /* a worker that let a call run out is asked last for so long */
     REFUSED_RETRY_US = 10000000,
     TICKET_MARGIN_MS = 5 * 60 * 1000, /* a link is renewed that long before its ticket ends */
 };
@@ -18,8 +18,9 @@ enum {
 typedef struct home home;
 
 /*
- * Some entries of one request on their way: waiting for a home (home NULL), queued at one (sent_us 0), or sent under an
- * id. `index` are the request's entry numbers: ascending while it waits, in the call's order once sent.
+ * Some entries of one request on their way: waiting for a home (home NULL), queued at one (sent_us 0), or
+ * sent under an id. `index` are the request's entry numbers: ascending while it waits, in the call's order
+ * once sent.
  */
 typedef struct piece {
     struct piece *prev, *next; /* in the list it is in */
@@ -27,13 +28,15 @@ typedef struct piece {
     home *h;
     uint64_t id;
     uint32_t n, n_rows, attempt;
-    uint64_t cost;  /* bytes of weights and rows the worker reads */
-    size_t bytes;   /* of call and reply */
+    uint64_t cost; /* bytes of weights and rows the worker reads */
+    size_t bytes;  /* of call and reply */
     int64_t since_us, not_before_us, sent_us, give_up_us;
     uint32_t index[];
 } piece;
 
-typedef struct { piece *head, *tail; } piece_list;
+typedef struct {
+    piece *head, *tail;
+} piece_list;
 
 typedef enum { HOME_CLOSED, HOME_OPENING, HOME_SAID, HOME_UP, HOME_WAITING } home_state;
 
@@ -135,12 +138,14 @@ void homes_forget(cw_edge *e);                                   /* another clus
 bool home_holds(const cw_edge *e, const home *h, uint32_t layer, uint32_t expert);
 void home_lacks(cw_edge *e, home *h, uint32_t layer, uint32_t expert);
 void homes_prune(cw_edge *e, cw_outbox *out);
-uint32_t homes_covered(const cw_edge *e, uint32_t *n_all, uint32_t *layer, uint32_t *expert); /* and the first without */
+uint32_t homes_covered(const cw_edge *e, uint32_t *n_all, uint32_t *layer,
+                       uint32_t *expert); /* and the first without */
 
 /* links.c */
 void links_event(cw_edge *e, cw_event *ev, cw_outbox *out);
 void links_tick(cw_edge *e, cw_outbox *out);
-void links_close(cw_edge *e, home *h, const char *why, int64_t retry_us, cw_outbox *out); /* its calls go elsewhere */
+void links_close(cw_edge *e, home *h, const char *why, int64_t retry_us,
+                 cw_outbox *out); /* its calls go elsewhere */
 void links_bye(cw_edge *e, cw_outbox *out);
 
 /* place.c */
@@ -151,11 +156,11 @@ void place(cw_edge *e, piece *p, cw_outbox *out);
 void list_push(piece_list *l, piece *p);
 void list_remove(piece_list *l, piece *p);
 piece *piece_new(cw_edge_request *r, uint32_t n);
-void calls_queue(cw_edge *e, home *h, piece *p);  /* p has home-less fields filled in by place.c */
+void calls_queue(cw_edge *e, home *h, piece *p); /* p has home-less fields filled in by place.c */
 void calls_pump(cw_edge *e, home *h, cw_outbox *out);
 void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out);
 void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out);
-void calls_lost(cw_edge *e, home *h, cw_outbox *out);          /* its link is gone: everything there goes elsewhere */
+void calls_lost(cw_edge *e, home *h, cw_outbox *out); /* its link is gone: everything there goes elsewhere */
 void calls_drop_request(cw_edge *e, cw_edge_request *r, cw_outbox *out);
 void calls_tick(cw_edge *e, cw_outbox *out);
-void calls_homeless(cw_edge *e, cw_outbox *out);               /* a home came up or sets changed: try again */
+void calls_homeless(cw_edge *e, cw_outbox *out); /* a home came up or sets changed: try again */

@@ -1,6 +1,6 @@
 /*
- * Epochs: which worker holds which expert. An epoch is taken when the coordinator signed it for this cluster and model
- * and it is newer than ours; lower ones are ignored, whoever brings them.
+ * Epochs: which worker holds which expert. An epoch is taken when the coordinator signed it for this cluster
+ * and model and it is newer than ours; lower ones are ignored, whoever brings them.
  */
 #include <stdio.h>
 #include <string.h>
@@ -38,7 +38,8 @@ static home *add(cw_edge *e, const cw_key *key)
     h->sets = sets;
     h->heartbeat_us = 2000000;
     /* Different workers, different jitter. */
-    h->backoff = (cw_backoff){.first_us = 50000, .most_us = 3000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};
+    h->backoff = (cw_backoff){
+        .first_us = 50000, .most_us = 3000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};
     return e->homes[e->n_homes++] = h;
 }
 
@@ -77,7 +78,8 @@ bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
         edge_say(e, "an epoch was ignored: %.300s", err.text);
         return false;
     }
-    bool ours = !memcmp(b->cluster_id.data, e->cluster_id, CW_CLUSTER_BYTES) && !memcmp(b->model_digest.data, e->c.model_digest, CW_DIGEST_BYTES);
+    bool ours = !memcmp(b->cluster_id.data, e->cluster_id, CW_CLUSTER_BYTES) &&
+                !memcmp(b->model_digest.data, e->c.model_digest, CW_DIGEST_BYTES);
     bool newer = b->term != e->epoch_term ? b->term > e->epoch_term : b->number > e->epoch_number;
     bool take = ours && newer && edge_keep(&e->epoch, &e->epoch_len, data, len);
     if (take) {
@@ -107,7 +109,7 @@ bool home_holds(const cw_edge *e, const home *h, uint32_t layer, uint32_t expert
 void home_lacks(cw_edge *e, home *h, uint32_t layer, uint32_t expert)
 {
     if (layer < e->c.n_layers && expert < e->c.n_experts)
-        h->sets[(size_t)layer * e->set_bytes + expert / 8] &= (uint8_t)~(1 << (expert % 8));
+        h->sets[(size_t)layer * e->set_bytes + expert / 8] &= (uint8_t) ~(1 << (expert % 8));
 }
 
 /* Links of workers that left the epoch close when their last call is answered (make before break). */
@@ -133,11 +135,14 @@ uint32_t homes_covered(const cw_edge *e, uint32_t *n_all, uint32_t *layer, uint3
         for (uint32_t byte = 0; byte < e->set_bytes; byte++) {
             uint8_t bits = 0;
             for (size_t i = 0; i < e->n_homes; i++)
-                if (e->homes[i]->state == HOME_UP && e->homes[i]->in_epoch) bits |= e->homes[i]->sets[(size_t)l * e->set_bytes + byte];
+                if (e->homes[i]->state == HOME_UP && e->homes[i]->in_epoch)
+                    bits |= e->homes[i]->sets[(size_t)l * e->set_bytes + byte];
             uint32_t in_byte = e->c.n_experts - 8 * byte < 8 ? e->c.n_experts - 8 * byte : 8;
             for (uint32_t k = 0; k < in_byte; k++) {
-                if (bits >> k & 1) n++;
-                else if (!missing) missing = true, *layer = l, *expert = 8 * byte + k;
+                if (bits >> k & 1)
+                    n++;
+                else if (!missing)
+                    missing = true, *layer = l, *expert = 8 * byte + k;
             }
         }
     }

@@ -1,6 +1,6 @@
 /*
- * The engine's side of the mainland: cw_experts whose submit hands a request to the network thread and whose collect waits
- * for it. All memory was taken at opening; nothing here allocates.
+ * The engine's side of the mainland: cw_experts whose submit hands a request to the network thread and whose
+ * collect waits for it. All memory was taken at opening; nothing here allocates.
  */
 #include <string.h>
 #include <time.h>
@@ -10,7 +10,10 @@
 
 enum { CANCEL_POLL_MS = 10, PREFILL_ROWS = 16 };
 
-static size_t slot_bytes(const cw_mainland *m) { return m->max_entries * m->ec.d_model * sizeof(float); }
+static size_t slot_bytes(const cw_mainland *m)
+{
+    return m->max_entries * m->ec.d_model * sizeof(float);
+}
 
 cw_status land_slots_new(cw_mainland *m, cw_err *err)
 {
@@ -20,13 +23,15 @@ cw_status land_slots_new(cw_mainland *m, cw_err *err)
         slot *s = &m->slots[i];
         s->entries = cw_calloc(m->max_entries, sizeof *s->entries);
         s->e = cw_calloc(m->max_entries, 1);
-        /* f16 and f32 rows share the pages (a layer gives one or the other), which appear as they are filled. */
+        /* f16 and f32 rows share the pages (a layer gives one or the other), which appear as they are filled.
+         */
         s->f32 = cw_pages_alloc(slot_bytes(m));
         s->f16 = (uint16_t *)(void *)s->f32;
         ok = s->entries && s->e && s->f32;
     }
     m->handed_out = -1;
-    if (!ok) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the rows that come from the cluster");
+    if (!ok)
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the rows that come from the cluster");
     return cw_queue_new((size_t)m->n_slots, NULL, &m->submitted, err);
 }
 
@@ -55,16 +60,27 @@ static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *tic
     int i = 0;
     while (i < m->n_slots && m->slots[i].in_use) i++;
     if (i == m->n_slots) return CW_FAIL(err, CW_STATUS_LIMIT, "%d layers are under way already", m->n_slots);
-    if (c->n_entries < 1 || (size_t)c->n_entries > m->max_entries || c->layer < 0 || (uint32_t)c->layer >= m->ec.n_layers ||
-        !m->layers[c->layer].weight_bytes || (uint32_t)c->d_model != m->ec.d_model)
-        return CW_FAIL(err, CW_STATUS_INVALID, "a call of %d entries to layer %d does not fit the model", c->n_entries, c->layer);
+    if (c->n_entries < 1 || (size_t)c->n_entries > m->max_entries || c->layer < 0 ||
+        (uint32_t)c->layer >= m->ec.n_layers || !m->layers[c->layer].weight_bytes ||
+        (uint32_t)c->d_model != m->ec.d_model)
+        return CW_FAIL(err, CW_STATUS_INVALID, "a call of %d entries to layer %d does not fit the model",
+                       c->n_entries, c->layer);
     slot *s = &m->slots[i];
-    for (int k = 0; k < c->n_entries; k++) s->entries[k] = (cw_edge_entry){c->entries[k].row, c->entries[k].expert, c->entries[k].weight};
-    s->req = (cw_edge_request){
-        .layer = (uint32_t)c->layer, .n_rows = (uint32_t)c->n_rows, .n_entries = (uint32_t)c->n_entries,
-        .q = c->a8 ? c->a8->q : NULL, .s = c->a8 ? c->a8->s : NULL, .ld = c->a8 ? c->a8->ld : c->d_model, .x = c->x,
-        .entries = s->entries, .f16 = s->f16, .e = s->e, .f32 = s->f32,
-        .klass = c->n_rows > PREFILL_ROWS ? CW__PB__CALL_CLASS__CLASS_PREFILL : CW__PB__CALL_CLASS__CLASS_DECODE};
+    for (int k = 0; k < c->n_entries; k++)
+        s->entries[k] = (cw_edge_entry){c->entries[k].row, c->entries[k].expert, c->entries[k].weight};
+    s->req = (cw_edge_request){.layer = (uint32_t)c->layer,
+                               .n_rows = (uint32_t)c->n_rows,
+                               .n_entries = (uint32_t)c->n_entries,
+                               .q = c->a8 ? c->a8->q : NULL,
+                               .s = c->a8 ? c->a8->s : NULL,
+                               .ld = c->a8 ? c->a8->ld : c->d_model,
+                               .x = c->x,
+                               .entries = s->entries,
+                               .f16 = s->f16,
+                               .e = s->e,
+                               .f32 = s->f32,
+                               .klass = c->n_rows > PREFILL_ROWS ? CW__PB__CALL_CLASS__CLASS_PREFILL
+                                                                 : CW__PB__CALL_CLASS__CLASS_DECODE};
     s->cancel = c->cancel;
     s->in_use = true;
     s->done = false;
@@ -117,7 +133,10 @@ static cw_status collect(cw_experts *self, uint64_t ticket, cw_expert_reply *out
     }
     m->handed_out = (int)ticket;
     bool f16 = m->layers[s->req.layer].rows == CW__PB__REPLY_KIND__ROWS_F16;
-    *out = (cw_expert_reply){.kind = f16 ? CW_REPLY_ROWS_F16 : CW_REPLY_ROWS_F32, .f16 = f16 ? s->f16 : NULL, .e = f16 ? s->e : NULL, .f32 = f16 ? NULL : s->f32};
+    *out = (cw_expert_reply){.kind = f16 ? CW_REPLY_ROWS_F16 : CW_REPLY_ROWS_F32,
+                             .f16 = f16 ? s->f16 : NULL,
+                             .e = f16 ? s->e : NULL,
+                             .f32 = f16 ? NULL : s->f32};
     return CW_OK;
 }
 

@@ -10,7 +10,8 @@ static void save(cw_mainland *m)
     cw_edge_saved s;
     cw_err err = {0};
     m->dirty = false;
-    if (cw_edge_get_saved(m->edge, &s) && saved_store(m->member.dir, &m->ec, &s, &err) != CW_OK) CW_LOG_W("edge", "the ticket was not stored: %s", err.text);
+    if (cw_edge_get_saved(m->edge, &s) && saved_store(m->member.dir, &m->ec, &s, &err) != CW_OK)
+        CW_LOG_W("edge", "the ticket was not stored: %s", err.text);
 }
 
 /* The disk is left alone while a layer is under way. */
@@ -50,7 +51,8 @@ static void drain(cw_mainland *m)
         switch (a.kind) {
         case CW_EDGE_DONE: finish(m, a.request); break;
         case CW_EDGE_ENROLLED:
-            if (cw_member_enrolled(&m->member, &err) != CW_OK) CW_LOG_W("edge", "the next start will need the join string again: %s", err.text);
+            if (cw_member_enrolled(&m->member, &err) != CW_OK)
+                CW_LOG_W("edge", "the next start will need the join string again: %s", err.text);
             break;
         case CW_EDGE_SAVE: m->dirty = true; break;
         case CW_EDGE_SAY: CW_LOG_I("edge", "%s", a.text); break;
@@ -106,7 +108,8 @@ static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
         cw_edge_submit(m->edge, &s->req, now_us, out);
     }
     for (int i = 0; i < m->n_slots; i++)
-        if (m->slots[i].taken && atomic_load(&m->slots[i].give_up)) cw_edge_cancel(m->edge, &m->slots[i].req, now_us, out);
+        if (m->slots[i].taken && atomic_load(&m->slots[i].give_up))
+            cw_edge_cancel(m->edge, &m->slots[i].req, now_us, out);
     drain(m);
     snapshot(m);
 }

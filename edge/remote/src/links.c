@@ -1,6 +1,7 @@
 /*
- * Connections to workers: opened with the first request (or cw_edge_want), one DEALER each, closed after a minute without
- * one; lost ones come back with a growing pause. What was under way on a lost link is sent again elsewhere.
+ * Connections to workers: opened with the first request (or cw_edge_want), one DEALER each, closed after a
+ * minute without one; lost ones come back with a growing pause. What was under way on a lost link is sent
+ * again elsewhere.
  */
 #include <stdio.h>
 #include <string.h>
@@ -65,7 +66,8 @@ static void ping(cw_edge *e, home *h, cw_outbox *out)
 static void welcome(cw_edge *e, home *h, const cw_msg *msg, cw_outbox *out)
 {
     const Cw__Pb__Welcome *m = msg->env->welcome;
-    if (m->model_digest.len != CW_DIGEST_BYTES || memcmp(m->model_digest.data, e->c.model_digest, CW_DIGEST_BYTES)) {
+    if (m->model_digest.len != CW_DIGEST_BYTES ||
+        memcmp(m->model_digest.data, e->c.model_digest, CW_DIGEST_BYTES)) {
         links_close(e, h, "it serves another model", REFUSED_RETRY_US, out);
         return;
     }
@@ -84,7 +86,8 @@ static void refusal(cw_edge *e, home *h, const Cw__Pb__Refusal *r, cw_outbox *ou
     char why[160];
     snprintf(why, sizeof why, "it refused: %.140s", r->text);
     if (r->code == CW__PB__REFUSAL_CODE__REFUSAL_TICKET) control_renew(e, out);
-    int64_t pause = cw_backoff_take(&h->backoff), asked = r->retry_after_ms ? (int64_t)r->retry_after_ms * 1000 : REFUSED_RETRY_US;
+    int64_t pause = cw_backoff_take(&h->backoff),
+            asked = r->retry_after_ms ? (int64_t)r->retry_after_ms * 1000 : REFUSED_RETRY_US;
     links_close(e, h, why, pause > asked ? pause : asked, out);
 }
 
@@ -148,7 +151,8 @@ void links_event(cw_edge *e, cw_event *ev, cw_outbox *out)
 /* A link that lives on an old ticket is made anew in a quiet moment, before the worker has to end it. */
 static bool ticket_is_old(const cw_edge *e, const home *h)
 {
-    return h->ticket_end_ms != e->ticket_end_ms && !h->sent.head && edge_cluster_ms(e) > h->ticket_end_ms - TICKET_MARGIN_MS;
+    return h->ticket_end_ms != e->ticket_end_ms && !h->sent.head &&
+           edge_cluster_ms(e) > h->ticket_end_ms - TICKET_MARGIN_MS;
 }
 
 static void tick(cw_edge *e, home *h, cw_outbox *out)

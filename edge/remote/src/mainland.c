@@ -62,13 +62,16 @@ static cw_status fill_config(cw_mainland *m, cw_err *err)
     c->n_experts = (uint32_t)m->o.config->n_experts;
     c->d_model = (uint32_t)m->o.config->d_model;
     m->layers = cw_calloc(c->n_layers, sizeof *m->layers);
-    if (!m->layers || !c->fingerprint) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the connection to the cluster");
+    if (!m->layers || !c->fingerprint)
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the connection to the cluster");
     for (uint32_t l = 0; l < c->n_layers; l++) {
         const cw_expert_shape *s = &m->o.shapes[l];
         if (!s->d_model) continue;
         m->layers[l] = (cw_edge_layer){
-            .act = cw_expert_rows_kind(s) == CW_ROWS_A8 ? CW__PB__ACT_KIND__ACT_A8 : CW__PB__ACT_KIND__ACT_F32,
-            .rows = cw_expert_reply_kind(s) == CW_REPLY_ROWS_F16 ? CW__PB__REPLY_KIND__ROWS_F16 : CW__PB__REPLY_KIND__ROWS_F32,
+            .act =
+                cw_expert_rows_kind(s) == CW_ROWS_A8 ? CW__PB__ACT_KIND__ACT_A8 : CW__PB__ACT_KIND__ACT_F32,
+            .rows = cw_expert_reply_kind(s) == CW_REPLY_ROWS_F16 ? CW__PB__REPLY_KIND__ROWS_F16
+                                                                 : CW__PB__REPLY_KIND__ROWS_F32,
             .weight_bytes = cw_expert_packed_bytes(s)};
     }
     c->layers = m->layers;
@@ -85,10 +88,12 @@ static cw_status start(cw_mainland *m, cw_err *err)
     CW_TRY(cw_edge_new(&m->ec, &m->edge, err));
     m->max_entries = (size_t)m->o.max_rows * (size_t)m->o.config->n_used;
     CW_TRY(land_slots_new(m, err));
-    cw_net_config nc = {.self = CW_SIDE_EDGE, .keys = m->member.keys, .max_peers = 256, .peer_credit = 16 << 20};
+    cw_net_config nc = {
+        .self = CW_SIDE_EDGE, .keys = m->member.keys, .max_peers = 256, .peer_credit = 16 << 20};
     cw_net_role role = land_role(m);
     CW_TRY(cw_net_new(&nc, &role, &m->net, err));
-    if (pthread_create(&m->thread, NULL, land_thread, m) != 0) return CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the network");
+    if (pthread_create(&m->thread, NULL, land_thread, m) != 0)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the network");
     m->running = true;
     return CW_OK;
 }
@@ -130,9 +135,11 @@ static cw_status wait_covered(cw_mainland *m, cw_err *err)
         if (covered) return CW_OK;
         if (ended) return CW_FAIL(err, gone.code, "%s", gone.text);
         if (refused) return CW_FAIL(err, refusal_status(code), "%s", why);
-        if (is_cancelled(m)) return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped while waiting for the cluster");
+        if (is_cancelled(m))
+            return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped while waiting for the cluster");
         if (cw_now_us() > deadline)
-            return CW_FAIL(err, admitted ? CW_STATUS_TIMEOUT : CW_STATUS_UNREACHABLE, "the cluster was not ready within %d s: %s", (m->o.wait_ms + 500) / 1000, why);
+            return CW_FAIL(err, admitted ? CW_STATUS_TIMEOUT : CW_STATUS_UNREACHABLE,
+                           "the cluster was not ready within %d s: %s", (m->o.wait_ms + 500) / 1000, why);
         /* What takes a moment on every start is not worth a line. */
         if (strcmp(why, last) && cw_now_us() - begin > 1000000) {
             char text[CW_TEXT_MAX + 32];
@@ -196,8 +203,14 @@ void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)
     land_refresh_locked(m);
     const cw_edge_facts *f = &m->facts;
     bool up = !m->ended;
-    *out = (cw_mainland_status){.admitted = f->admitted && up, .covered = f->covered && up, .n_workers = f->n_workers, .n_up = up ? f->n_up : 0,
-                                .epoch_term = f->epoch_term, .epoch_number = f->epoch_number, .calls = f->calls, .resent = f->resent};
+    *out = (cw_mainland_status){.admitted = f->admitted && up,
+                                .covered = f->covered && up,
+                                .n_workers = f->n_workers,
+                                .n_up = up ? f->n_up : 0,
+                                .epoch_term = f->epoch_term,
+                                .epoch_number = f->epoch_number,
+                                .calls = f->calls,
+                                .resent = f->resent};
     memcpy(out->model_name, f->model_name, sizeof out->model_name);
     snprintf(out->why, sizeof out->why, "%s", up ? f->why : m->end_err.text);
     pthread_mutex_unlock(&m->lock);
@@ -209,8 +222,14 @@ size_t cw_mainland_workers(cw_mainland *m, cw_mainland_worker *list, size_t max)
     size_t n = m->n_workers;
     for (size_t i = 0; i < n && i < max; i++) {
         const cw_edge_worker_facts *w = &m->workers[i];
-        list[i] = (cw_mainland_worker){.id = w->id, .up = w->up, .calls = w->calls, .rows = w->rows, .bytes_out = w->bytes_out, .bytes_in = w->bytes_in,
-                                       .rtt_us = w->rtt_us, .service_us = w->service_us};
+        list[i] = (cw_mainland_worker){.id = w->id,
+                                       .up = w->up,
+                                       .calls = w->calls,
+                                       .rows = w->rows,
+                                       .bytes_out = w->bytes_out,
+                                       .bytes_in = w->bytes_in,
+                                       .rtt_us = w->rtt_us,
+                                       .service_us = w->service_us};
         memcpy(list[i].name, w->name, sizeof list[i].name);
         memcpy(list[i].address, w->address, sizeof list[i].address);
     }

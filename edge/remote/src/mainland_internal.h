@@ -1,5 +1,5 @@
-/* The inside of the mainland: mainland.c (opening, closing, status), land_net.c (the network thread), land_experts.c (the
- * engine's side: submit and collect). */
+/* The inside of the mainland: mainland.c (opening, closing, status), land_net.c (the network thread),
+ * land_experts.c (the engine's side: submit and collect). */
 #pragma once
 #include <pthread.h>
 
@@ -24,7 +24,10 @@ typedef struct {
     bool done;           /* under the lock */
 } slot;
 
-typedef struct { cw_experts base; cw_mainland *m; } land_experts;
+typedef struct {
+    cw_experts base;
+    cw_mainland *m;
+} land_experts;
 
 struct cw_mainland {
     cw_mainland_options o;

@@ -1,8 +1,8 @@
 /*
- * Dividing entries over workers. All rows of one expert go to one worker (it reads the weights once); experts are taken
- * from the most rows down, each to the holder that would finish it first: link round trip, what is queued there, and the
- * bytes it has to read at its measured pace. The same state gives the same division; ties go to the lower worker id. Which
- * worker computes a row never changes its bits.
+ * Dividing entries over workers. All rows of one expert go to one worker (it reads the weights once); experts
+ * are taken from the most rows down, each to the holder that would finish it first: link round trip, what is
+ * queued there, and the bytes it has to read at its measured pace. The same state gives the same division;
+ * ties go to the lower worker id. Which worker computes a row never changes its bits.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,17 +14,20 @@ enum { NOBODY = UINT32_MAX };
 
 static size_t row_in_bytes(const cw_edge *e, uint32_t layer)
 {
-    return e->layers[layer].act == CW__PB__ACT_KIND__ACT_A8 ? (size_t)e->c.d_model * 9 / 8 : (size_t)e->c.d_model * 4;
+    return e->layers[layer].act == CW__PB__ACT_KIND__ACT_A8 ? (size_t)e->c.d_model * 9 / 8
+                                                            : (size_t)e->c.d_model * 4;
 }
 
 static size_t row_out_bytes(const cw_edge *e, uint32_t layer)
 {
-    return e->layers[layer].rows == CW__PB__REPLY_KIND__ROWS_F16 ? (size_t)e->c.d_model * 2 + 1 : (size_t)e->c.d_model * 4;
+    return e->layers[layer].rows == CW__PB__REPLY_KIND__ROWS_F16 ? (size_t)e->c.d_model * 2 + 1
+                                                                 : (size_t)e->c.d_model * 4;
 }
 
 static uint64_t expert_cost(const cw_edge *e, uint32_t layer, uint32_t rows)
 {
-    return e->layers[layer].weight_bytes + rows * (uint64_t)(row_in_bytes(e, layer) + row_out_bytes(e, layer));
+    return e->layers[layer].weight_bytes +
+           rows * (uint64_t)(row_in_bytes(e, layer) + row_out_bytes(e, layer));
 }
 
 /* Microseconds for one byte at this worker: measured, else by the speed it told, else 1 GB/s. */
@@ -40,7 +43,8 @@ static int descending(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* The best home of one expert, an index into e->homes, or NOBODY. Workers under suspicion only where there is no other. */
+/* The best home of one expert, an index into e->homes, or NOBODY. Workers under suspicion only where there is
+ * no other. */
 static uint32_t choose(const cw_edge *e, uint32_t layer, uint32_t expert, uint64_t cost)
 {
     uint32_t best = NOBODY;
@@ -51,7 +55,9 @@ static uint32_t choose(const cw_edge *e, uint32_t layer, uint32_t expert, uint64
         bool suspect = h->suspect_until_us > e->now_us;
         double t = e->finish[i] + (double)cost * pace(h);
         double best_t = best == NOBODY ? 0 : e->finish[best] + (double)cost * pace(e->homes[best]);
-        bool better = best == NOBODY || (suspect != best_suspect ? best_suspect : t < best_t || (!(best_t < t) && h->id < e->homes[best]->id));
+        bool better = best == NOBODY ||
+                      (suspect != best_suspect ? best_suspect
+                                               : t < best_t || (!(best_t < t) && h->id < e->homes[best]->id));
         if (better) best = i, best_suspect = suspect;
     }
     return best;
@@ -67,9 +73,11 @@ static void assign_experts(cw_edge *e, const piece *p)
         if (!e->x_rows[x]++) e->x_order[n++] = x;
     }
     /* Most rows first, then the lower expert. */
-    for (uint32_t k = 0; k < n; k++) e->x_order[k] = (uint64_t)e->x_rows[e->x_order[k]] << 32 | (UINT32_MAX - (uint32_t)e->x_order[k]);
+    for (uint32_t k = 0; k < n; k++)
+        e->x_order[k] = (uint64_t)e->x_rows[e->x_order[k]] << 32 | (UINT32_MAX - (uint32_t)e->x_order[k]);
     qsort(e->x_order, n, sizeof *e->x_order, descending);
-    for (size_t i = 0; i < e->n_homes; i++) e->finish[i] = e->homes[i]->rtt_us + (double)e->homes[i]->load * pace(e->homes[i]);
+    for (size_t i = 0; i < e->n_homes; i++)
+        e->finish[i] = e->homes[i]->rtt_us + (double)e->homes[i]->load * pace(e->homes[i]);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t x = UINT32_MAX - (uint32_t)e->x_order[k];
         uint64_t cost = expert_cost(e, layer, e->x_rows[x]);
@@ -79,8 +87,10 @@ static void assign_experts(cw_edge *e, const piece *p)
     }
 }
 
-/* Entries of p for home `i`, counted from `from` on, as many rows as one call takes; *next is where the rest begins. */
-static uint32_t measure(const cw_edge *e, const piece *p, uint32_t i, uint32_t from, uint32_t *n_rows, uint32_t *next)
+/* Entries of p for home `i`, counted from `from` on, as many rows as one call takes; *next is where the rest
+ * begins. */
+static uint32_t measure(const cw_edge *e, const piece *p, uint32_t i, uint32_t from, uint32_t *n_rows,
+                        uint32_t *next)
 {
     const cw_edge_request *r = p->r;
     size_t in = 0, back = 0, row_in = row_in_bytes(e, r->layer), row_out = row_out_bytes(e, r->layer);
@@ -88,9 +98,11 @@ static uint32_t measure(const cw_edge *e, const piece *p, uint32_t i, uint32_t f
     while (k < p->n) {
         /* All of one row's entries together: the row travels once. */
         uint32_t row = r->entries[p->index[k]].row, end = k, mine = 0;
-        for (; end < p->n && r->entries[p->index[end]].row == row; end++) mine += e->x_home[r->entries[p->index[end]].expert] == i;
+        for (; end < p->n && r->entries[p->index[end]].row == row; end++)
+            mine += e->x_home[r->entries[p->index[end]].expert] == i;
         if (mine) {
-            bool full = in + row_in + mine * CW_ENTRY_BYTES > CW_CALL_TARGET_BYTES || back + mine * row_out > CW_CALL_TARGET_BYTES || n + mine > CALL_ENTRIES;
+            bool full = in + row_in + mine * CW_ENTRY_BYTES > CW_CALL_TARGET_BYTES ||
+                        back + mine * row_out > CW_CALL_TARGET_BYTES || n + mine > CALL_ENTRIES;
             if (n && full) break;
             in += row_in + mine * CW_ENTRY_BYTES;
             back += mine * row_out;
@@ -123,7 +135,8 @@ static uint64_t cost_of(const cw_edge *e, const piece *c)
     uint32_t layer = c->r->layer;
     uint64_t cost = 0;
     for (uint32_t k = 0; k < c->n; k++)
-        cost += e->layers[layer].weight_bytes / e->x_rows[c->r->entries[c->index[k]].expert] + row_in_bytes(e, layer) + row_out_bytes(e, layer);
+        cost += e->layers[layer].weight_bytes / e->x_rows[c->r->entries[c->index[k]].expert] +
+                row_in_bytes(e, layer) + row_out_bytes(e, layer);
     return cost;
 }
 
@@ -156,14 +169,16 @@ static bool keep_rest(cw_edge *e, const piece *p)
     return c != NULL;
 }
 
-/* A worker that seems slow gets no calls and would never be measured again: what is believed of those that stay without
- * fades, until they are tried. Decided by the number of placements, not by time, so that it is the same every time. */
+/* A worker that seems slow gets no calls and would never be measured again: what is believed of those that
+ * stay without fades, until they are tried. Decided by the number of placements, not by time, so that it is
+ * the same every time. */
 static void fade(cw_edge *e, const piece *p)
 {
     for (uint32_t i = 0; i < e->n_homes; i++) {
         home *h = e->homes[i];
         bool chosen = false;
-        for (uint32_t k = 0; k < p->n && !chosen; k++) chosen = e->x_home[p->r->entries[p->index[k]].expert] == i;
+        for (uint32_t k = 0; k < p->n && !chosen; k++)
+            chosen = e->x_home[p->r->entries[p->index[k]].expert] == i;
         if (!chosen && h->state == HOME_UP) h->us_per_byte *= 0.99;
     }
 }

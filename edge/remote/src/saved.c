@@ -1,5 +1,5 @@
-/* DIR/cluster: "CWEDGE1\n", coordinator key[32], model digest[32], sign key[32], cluster id[16], u32 ticket bytes, u32 epoch
- * bytes, ticket, epoch; little-endian. See saved.h. */
+/* DIR/cluster: "CWEDGE1\n", coordinator key[32], model digest[32], sign key[32], cluster id[16], u32 ticket
+ * bytes, u32 epoch bytes, ticket, epoch; little-endian. See saved.h. */
 #include "saved.h"
 
 #include <string.h>
@@ -16,10 +16,13 @@ void saved_load(const char *dir, cw_edge_config *c, saved_file *f)
     size_t n = 0;
     char *path = cw_fs_join(dir, "cluster");
     f->bytes = NULL;
-    if (!path || cw_fs_read(path, HEAD + TICKET_MAX + CW_EPOCH_MAX, &f->bytes, &n, NULL) != CW_OK) f->bytes = NULL;
+    if (!path || cw_fs_read(path, HEAD + TICKET_MAX + CW_EPOCH_MAX, &f->bytes, &n, NULL) != CW_OK)
+        f->bytes = NULL;
     cw_free(path);
     const uint8_t *p = (const uint8_t *)f->bytes;
-    if (!p || n < HEAD || memcmp(p, magic, 8) || memcmp(p + 8, c->coordinator_key.b, 32) || memcmp(p + 40, c->model_digest, 32)) return;
+    if (!p || n < HEAD || memcmp(p, magic, 8) || memcmp(p + 8, c->coordinator_key.b, 32) ||
+        memcmp(p + 40, c->model_digest, 32))
+        return;
     size_t ticket = cw_load_u32(p + HEAD - 8), epoch = cw_load_u32(p + HEAD - 4);
     if (ticket > TICKET_MAX || epoch > CW_EPOCH_MAX || n != HEAD + ticket + epoch) return;
     c->has_saved = true;

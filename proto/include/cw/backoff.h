@@ -1,5 +1,6 @@
-/* Pauses between attempts to reach a peer: doubled from `first` up to `most`, each shortened by up to half at random, so
- * that a thousand edges do not come back in step after an outage. Pure; the seed is the owner's. */
+/* Pauses between attempts to reach a peer: doubled from `first` up to `most`, each shortened by up to half at
+ * random, so that a thousand edges do not come back in step after an outage. Pure; the seed is the owner's.
+ */
 #pragma once
 #include <stdint.h>
 
@@ -8,7 +9,10 @@ typedef struct {
     uint64_t random;                    /* state: any value, different in every process */
 } cw_backoff;
 
-static inline void cw_backoff_reset(cw_backoff *b) { b->next_us = 0; }
+static inline void cw_backoff_reset(cw_backoff *b)
+{
+    b->next_us = 0;
+}
 
 /* How long to wait now; the following pause is twice as long. */
 static inline int64_t cw_backoff_take(cw_backoff *b)

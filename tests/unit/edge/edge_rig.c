@@ -2,15 +2,30 @@
 
 #include "cw/bytes.h"
 
-static void event(void *m, cw_event *ev, cw_outbox *out) { cw_edge_event(m, ev, out); }
+static void event(void *m, cw_event *ev, cw_outbox *out)
+{
+    cw_edge_event(m, ev, out);
+}
 
 static const cw_edge_layer layers[LAYERS] = {
-    {0}, {CW__PB__ACT_KIND__ACT_A8, CW__PB__REPLY_KIND__ROWS_F16, 100000}, {CW__PB__ACT_KIND__ACT_F32, CW__PB__REPLY_KIND__ROWS_F32, 100000}};
+    {0},
+    {CW__PB__ACT_KIND__ACT_A8, CW__PB__REPLY_KIND__ROWS_F16, 100000},
+    {CW__PB__ACT_KIND__ACT_F32, CW__PB__REPLY_KIND__ROWS_F32, 100000}};
 
 void er_config(edge_rig *x, cw_edge_config *c)
 {
-    *c = (cw_edge_config){.name = "e1", .coordinator = "tcp://127.0.0.1:5570", .coordinator_key = x->coordinator, .token = "token", .token_len = 5,
-                          .arithmetic_id = 1, .fingerprint = 77, .n_layers = LAYERS, .n_experts = EXPERTS, .d_model = D, .layers = layers, .seed = 3};
+    *c = (cw_edge_config){.name = "e1",
+                          .coordinator = "tcp://127.0.0.1:5570",
+                          .coordinator_key = x->coordinator,
+                          .token = "token",
+                          .token_len = 5,
+                          .arithmetic_id = 1,
+                          .fingerprint = 77,
+                          .n_layers = LAYERS,
+                          .n_experts = EXPERTS,
+                          .d_model = D,
+                          .layers = layers,
+                          .seed = 3};
     memcpy(c->model_digest, x->digest, sizeof c->model_digest);
 }
 
@@ -51,11 +66,17 @@ void er_acts(edge_rig *x)
     cw_edge_act a;
     while (cw_edge_take_act(x->e, &a)) {
         switch (a.kind) {
-        case CW_EDGE_DONE: x->n_done++; x->done = a.request; break;
+        case CW_EDGE_DONE:
+            x->n_done++;
+            x->done = a.request;
+            break;
         case CW_EDGE_ENROLLED: x->n_enrolled++; break;
         case CW_EDGE_SAVE: x->n_saved++; break;
         case CW_EDGE_SAY: memcpy(x->said, a.text, sizeof x->said); break;
-        case CW_EDGE_REFUSED: x->refused = (int)a.code; memcpy(x->refused_text, a.text, sizeof x->refused_text); break;
+        case CW_EDGE_REFUSED:
+            x->refused = (int)a.code;
+            memcpy(x->refused_text, a.text, sizeof x->refused_text);
+            break;
         }
     }
 }
@@ -192,20 +213,34 @@ void er_submit(edge_rig *x, uint32_t layer, uint32_t n_rows, uint8_t mask)
 {
     uint32_t n = 0;
     for (uint32_t r = 0; r < n_rows; r++) {
-        for (int k = 0; k < D; k++) x->q[r * D + (uint32_t)k] = (int8_t)(r % 100), x->x[r * D + (uint32_t)k] = (float)(r % 100);
+        for (int k = 0; k < D; k++)
+            x->q[r * D + (uint32_t)k] = (int8_t)(r % 100), x->x[r * D + (uint32_t)k] = (float)(r % 100);
         for (int k = 0; k < D / 32; k++) x->s[r * D / 32 + (uint32_t)k] = 1;
         for (uint32_t e = 0; e < EXPERTS; e++)
             if (mask >> e & 1) x->entries[n++] = (cw_edge_entry){r, e, 0.5f};
     }
-    x->req = (cw_edge_request){.layer = layer, .n_rows = n_rows, .n_entries = n, .q = x->q, .s = x->s, .x = x->x, .ld = D, .entries = x->entries,
-                               .deadline_us = x->r.now_us + 30000000, .f16 = x->f16, .e = x->exp, .f32 = x->f32};
+    x->req = (cw_edge_request){.layer = layer,
+                               .n_rows = n_rows,
+                               .n_entries = n,
+                               .q = x->q,
+                               .s = x->s,
+                               .x = x->x,
+                               .ld = D,
+                               .entries = x->entries,
+                               .deadline_us = x->r.now_us + 30000000,
+                               .f16 = x->f16,
+                               .e = x->exp,
+                               .f32 = x->f32};
     memset(x->f16, 0, sizeof x->f16);
     memset(x->f32, 0, sizeof x->f32);
     cw_edge_submit(x->e, &x->req, x->r.now_us, &x->r.out);
     er_acts(x);
 }
 
-cw_action *er_call(edge_rig *x, int w, int nth) { return rig_action(&x->r, CW_ACT_SEND, x->link[w], MSG(CALL), nth); }
+cw_action *er_call(edge_rig *x, int w, int nth)
+{
+    return rig_action(&x->r, CW_ACT_SEND, x->link[w], MSG(CALL), nth);
+}
 
 float er_value(uint32_t layer, uint32_t expert, int8_t q0, int k)
 {
@@ -222,7 +257,8 @@ void er_reply(edge_rig *x, int w, cw_action *call)
     if (cw_call_view_get(m, &lim, &v, &err) != CW_OK) fail_msg("the edge sent %s", err.text);
     bool f16 = v.reply == CW__PB__REPLY_KIND__ROWS_F16;
     uint8_t *mem[2];
-    cw_frame f[2] = {cw_frame_new((size_t)v.n_entries * D * (f16 ? 2 : 4), &mem[0]), cw_frame_new(v.n_entries, &mem[1])};
+    cw_frame f[2] = {cw_frame_new((size_t)v.n_entries * D * (f16 ? 2 : 4), &mem[0]),
+                     cw_frame_new(v.n_entries, &mem[1])};
     for (uint32_t i = 0; i < v.n_entries; i++) {
         cw_entry e = cw_entry_get(v.entries, i);
         assert_true(e.weight == 0.5f);
@@ -230,8 +266,10 @@ void er_reply(edge_rig *x, int w, cw_action *call)
         int8_t q0 = v.q ? v.q[e.row * D] : (int8_t)cw_f32_from_bits(cw_load_u32(v.x + (size_t)e.row * D * 4));
         for (int k = 0; k < D; k++) {
             float y = er_value(v.layer, e.expert, q0, k);
-            if (f16) cw_store_u16(mem[0] + (i * D + (uint32_t)k) * 2, cw_f32_to_f16(y));
-            else cw_store_u32(mem[0] + (i * D + (uint32_t)k) * 4, cw_f32_bits(y));
+            if (f16)
+                cw_store_u16(mem[0] + (i * D + (uint32_t)k) * 2, cw_f32_to_f16(y));
+            else
+                cw_store_u32(mem[0] + (i * D + (uint32_t)k) * 4, cw_f32_bits(y));
         }
         mem[1][i] = (uint8_t)e.expert;
     }
@@ -244,10 +282,12 @@ void er_reply(edge_rig *x, int w, cw_action *call)
     er_acts(x);
 }
 
-void er_fail(edge_rig *x, int w, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert, const uint8_t *epoch, size_t n)
+void er_fail(edge_rig *x, int w, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
+             const uint8_t *epoch, size_t n)
 {
     Cw__Pb__CallFail m = CW__PB__CALL_FAIL__INIT;
-    m.id = id, m.code = code, m.text = (char *)"because", m.layer = layer, m.expert = expert, m.retry_after_ms = 20;
+    m.id = id, m.code = code, m.text = (char *)"because", m.layer = layer, m.expert = expert,
+    m.retry_after_ms = 20;
     ENV(env, CALL_FAIL, call_fail, &m);
     cw_frame f = cw_frame_copy(epoch, n);
     rig_message(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w], &env, &f, epoch ? 1 : 0);

@@ -3,7 +3,13 @@
 #include "machine_rig.h"
 #include "cw/edge_machine.h"
 
-enum { LAYERS = 3, EXPERTS = 8, D = 64, WORKERS = 4, ROWS_MAX = 600 }; /* layer 0 dense, 1: A8 -> f16, 2: f32 -> f32 */
+enum {
+    LAYERS = 3,
+    EXPERTS = 8,
+    D = 64,
+    WORKERS = 4,
+    ROWS_MAX = 600
+}; /* layer 0 dense, 1: A8 -> f16, 2: f32 -> f32 */
 
 typedef struct {
     rig r;
@@ -11,11 +17,11 @@ typedef struct {
     cw_signer *signer;
     cw_key coordinator, key, worker[WORKERS];
     uint8_t cluster[CW_CLUSTER_BYTES], digest[CW_DIGEST_BYTES];
-    cw_link co, link[WORKERS]; /* as opened last */
+    cw_link co, link[WORKERS];     /* as opened last */
     uint8_t sets[WORKERS][LAYERS]; /* what the next epoch says */
     float speed[WORKERS];
     int n_workers;
-    int64_t ticket_ms;             /* life of the next ticket */
+    int64_t ticket_ms; /* life of the next ticket */
     /* role actions seen */
     int n_done, n_saved, n_enrolled, refused;
     cw_edge_request *done;
@@ -50,7 +56,8 @@ void er_submit(edge_rig *x, uint32_t layer, uint32_t n_rows, uint8_t mask);
 cw_action *er_call(edge_rig *x, int w, int nth);
 /* Answers that call (its action is consumed); id 0: the call's own. */
 void er_reply(edge_rig *x, int w, cw_action *call);
-void er_fail(edge_rig *x, int w, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert, const uint8_t *epoch, size_t n);
+void er_fail(edge_rig *x, int w, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
+             const uint8_t *epoch, size_t n);
 /* Answers calls of all workers until there are none. */
 void er_answer_all(edge_rig *x);
 float er_value(uint32_t layer, uint32_t expert, int8_t q0, int k);

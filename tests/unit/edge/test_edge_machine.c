@@ -1,4 +1,5 @@
-/* The edge machine: entering, epochs, worker links, division of calls, what happens when something is lost. */
+/* The edge machine: entering, epochs, worker links, division of calls, what happens when something is lost.
+ */
 #include "edge_rig.h"
 
 #include "cw/bytes.h"
@@ -10,7 +11,10 @@ static cw_edge_facts facts(edge_rig *x)
     return f;
 }
 
-static uint32_t entries_of(cw_action *a) { return a ? a->msg->env->call->n_entries : 0; }
+static uint32_t entries_of(cw_action *a)
+{
+    return a ? a->msg->env->call->n_entries : 0;
+}
 
 static void enrols_once_and_saves_what_it_got(void **state)
 {
@@ -47,7 +51,8 @@ static void starts_from_what_was_saved_while_the_coordinator_is_down(void **stat
     er_config(x, &c);
     c.has_saved = true, c.enrolled = true, c.sign_key = s.sign_key;
     memcpy(c.cluster_id, s.cluster_id, sizeof c.cluster_id);
-    c.saved_ticket = s.ticket, c.saved_ticket_len = s.ticket_len, c.saved_epoch = s.epoch, c.saved_epoch_len = s.epoch_len;
+    c.saved_ticket = s.ticket, c.saved_ticket_len = s.ticket_len, c.saved_epoch = s.epoch,
+    c.saved_epoch_len = s.epoch_len;
     edge_rig *y = er_new(&c);
     y->n_workers = 2;
     cw_signer_free(&y->signer);
@@ -169,7 +174,8 @@ static void links_to_workers_close_when_idle_and_open_with_a_request(void **stat
     assert_non_null(rig_action(&x->r, CW_ACT_CLOSE, x->link[0], 0, 0));
     rig_clear(&x->r);
     rig_tick(&x->r, 5000000);
-    for (int k = 0; rig_action(&x->r, CW_ACT_OPEN, 0, 0, k); k++) assert_true(cw_key_equal(&rig_action(&x->r, CW_ACT_OPEN, 0, 0, k)->key, &x->coordinator));
+    for (int k = 0; rig_action(&x->r, CW_ACT_OPEN, 0, 0, k); k++)
+        assert_true(cw_key_equal(&rig_action(&x->r, CW_ACT_OPEN, 0, 0, k)->key, &x->coordinator));
     rig_clear(&x->r);
     er_submit(x, 1, 1, 0x0f);
     er_workers_up(x);
@@ -203,7 +209,8 @@ static void a_layer_is_balanced_over_replicas_and_always_alike(void **state)
         assert_int_equal(entries_of(er_call(x, 1, 0)), 4);
         uint32_t bits[2] = {0};
         for (int w = 0; w < 2; w++)
-            for (uint32_t i = 0; i < 4; i++) bits[w] |= 1u << cw_entry_get(er_call(x, w, 0)->msg->frames[0].data, i).expert;
+            for (uint32_t i = 0; i < 4; i++)
+                bits[w] |= 1u << cw_entry_get(er_call(x, w, 0)->msg->frames[0].data, i).expert;
         assert_int_equal(bits[0] | bits[1], 0xff);
         if (round) assert_int_equal(bits[0], first[0]);
         first[0] = bits[0];
@@ -379,7 +386,8 @@ static void late_and_repeated_answers_are_ignored(void **state)
     cw_action *a = er_call(x, 0, 0);
     cw_action copy = *a;
     copy.msg = cw_msg_new(a->msg->env, NULL, 0);
-    for (uint32_t i = 0; i < a->msg->n_frames; i++) copy.msg->frames[i] = cw_frame_copy(a->msg->frames[i].data, a->msg->frames[i].len);
+    for (uint32_t i = 0; i < a->msg->n_frames; i++)
+        copy.msg->frames[i] = cw_frame_copy(a->msg->frames[i].data, a->msg->frames[i].len);
     copy.msg->n_frames = a->msg->n_frames;
     cw_edge_cancel(x->e, &x->req, x->r.now_us, &x->r.out);
     er_acts(x);
@@ -470,7 +478,9 @@ static void refusals_of_workers_are_kept_for_the_user(void **state)
     er_welcome(x, 1, 1);
     cw_edge_want(x->e, x->r.now_us, &x->r.out);
     cw_action *a = NULL;
-    for (int k = 0; (a = rig_action(&x->r, CW_ACT_OPEN, 0, 0, k)) && !cw_key_equal(&a->key, &x->worker[0]); k++) {}
+    for (int k = 0; (a = rig_action(&x->r, CW_ACT_OPEN, 0, 0, k)) && !cw_key_equal(&a->key, &x->worker[0]);
+         k++) {
+    }
     assert_non_null(a);
     cw_link link = a->link;
     rig_up(&x->r, link, CW_PORT_DATA, &x->worker[0]);

@@ -51,9 +51,11 @@ static void unknown_key_with_a_token_enrols(void **state)
 static void a_final_refusal_ends_the_process_in_words(void **state)
 {
     (void)state;
-    static const Cw__Pb__RefusalCode codes[] = {CW__PB__REFUSAL_CODE__REFUSAL_TOKEN, CW__PB__REFUSAL_CODE__REFUSAL_REVOKED,
-        CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL, CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS, CW__PB__REFUSAL_CODE__REFUSAL_MODEL,
-        CW__PB__REFUSAL_CODE__REFUSAL_NAME, CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY};
+    static const Cw__Pb__RefusalCode codes[] = {
+        CW__PB__REFUSAL_CODE__REFUSAL_TOKEN,      CW__PB__REFUSAL_CODE__REFUSAL_REVOKED,
+        CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL,   CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS,
+        CW__PB__REFUSAL_CODE__REFUSAL_MODEL,      CW__PB__REFUSAL_CODE__REFUSAL_NAME,
+        CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY};
     for (size_t i = 0; i < CW_ARRAY_LEN(codes); i++) {
         worker_rig x;
         wr_new(&x, NULL);
@@ -189,7 +191,8 @@ static void the_memory_limit_takes_less_and_says_so(void **state)
     assert_true(f.memory_used <= c.memory_bytes);
     assert_non_null(strstr(x.said, "serving 3 of 16 experts"));
     cw_action *a = NULL;
-    for (int i = 0; rig_action(&x.r, CW_ACT_SEND, x.co, MSG(HOLDINGS), i); i++) a = rig_action(&x.r, CW_ACT_SEND, x.co, MSG(HOLDINGS), i);
+    for (int i = 0; rig_action(&x.r, CW_ACT_SEND, x.co, MSG(HOLDINGS), i); i++)
+        a = rig_action(&x.r, CW_ACT_SEND, x.co, MSG(HOLDINGS), i);
     assert_non_null(strstr(a->msg->env->holdings->trouble, "no room for 5"));
     /* Room made by a Drop is used. */
     wr_assign(&x, false, 1, 0x01);
@@ -234,7 +237,8 @@ static void another_model_than_the_local_file_is_said_with_both_digests(void **s
     memset(c.local_digest, 0xab, sizeof c.local_digest);
     wr_new(&x, &c);
     wr_connect(&x);
-    assert_int_equal(rig_sent(&x.r, x.co, MSG(ENROL))->msg->env->enrol->hello->model_digest.len, CW_DIGEST_BYTES);
+    assert_int_equal(rig_sent(&x.r, x.co, MSG(ENROL))->msg->env->enrol->hello->model_digest.len,
+                     CW_DIGEST_BYTES);
     rig_clear(&x.r);
     wr_welcome(&x, NULL, 0);
     assert_int_equal(x.stopped, 1);
@@ -353,7 +357,8 @@ static void tickets_end_by_the_coordinators_clock_with_a_days_grace_in_its_absen
     const int64_t hour = 3600 * 1000, cluster = 5000;
     cw_key nobody = {{8}};
     (void)nobody;
-    /* Long after the coordinator came (a fresh admission gives edges time to renew): keep it alive with pongs. */
+    /* Long after the coordinator came (a fresh admission gives edges time to renew): keep it alive with
+     * pongs. */
     for (int i = 0; i < 130; i++) {
         rig_tick(&x.r, 1000000);
         Cw__Pb__Pong p = CW__PB__PONG__INIT;
@@ -364,8 +369,8 @@ static void tickets_end_by_the_coordinators_clock_with_a_days_grace_in_its_absen
     }
     int64_t now = x.r.wall_ms + cluster;
     assert_true(let_in(&x, 11, now + 1000));
-    assert_false(let_in(&x, 12, now - 1000));          /* over by the coordinator's clock */
-    assert_false(let_in(&x, 13, x.r.wall_ms + 1000));  /* good only by ours */
+    assert_false(let_in(&x, 12, now - 1000));         /* over by the coordinator's clock */
+    assert_false(let_in(&x, 13, x.r.wall_ms + 1000)); /* good only by ours */
     rig_down(&x.r, x.co, "gone");
     assert_true(let_in(&x, 14, now - 1000));
     assert_true(let_in(&x, 15, now - 23 * hour));

@@ -19,7 +19,8 @@ static void a_call_is_answered_in_the_order_of_its_entries(void **state)
     wr_boot(&x, NULL);
     wr_edge(&x, 1, &x.edge_a);
     static const cw_entry e[] = {{0, 1, 0.5f}, {1, 1, 0.5f}, {0, 6, 0.25f}, {1, 7, 0.5f}};
-    wr_send_call(&x, 1, &(wr_call){.id = 5, .layer = 1, .n_rows = 2, .n_entries = 4, .entries = e, .seed = 10});
+    wr_send_call(&x, 1,
+                 &(wr_call){.id = 5, .layer = 1, .n_rows = 2, .n_entries = 4, .entries = e, .seed = 10});
     assert_int_equal(x.n_jobs, 1);
     x.r.now_us += 700;
     wr_compute(&x, -1);
@@ -32,7 +33,8 @@ static void a_call_is_answered_in_the_order_of_its_entries(void **state)
     assert_int_equal(cw_reply_view_get(a->msg, &lim, CW__PB__REPLY_KIND__ROWS_F16, 4, &v, NULL), CW_OK);
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < D; k++)
-            assert_int_equal(cw_load_u16(v.rows + (i * D + k) * 2), cw_f32_to_f16(wr_value(1, e[i].expert, (int8_t)(10 + e[i].row), k)));
+            assert_int_equal(cw_load_u16(v.rows + (i * D + k) * 2),
+                             cw_f32_to_f16(wr_value(1, e[i].expert, (int8_t)(10 + e[i].row), k)));
     assert_int_equal(facts(&x).queued_calls, 0);
     assert_int_equal(facts(&x).queue_bytes, 0);
     wr_free(&x);
@@ -45,11 +47,18 @@ static void rows_of_one_expert_are_computed_together_whoever_asked(void **state)
     wr_boot(&x, NULL);
     wr_edge(&x, 1, &x.edge_a);
     wr_edge(&x, 2, &x.edge_b);
-    static const cw_entry first[] = {{0, 0, 1}}, a[] = {{0, 2, 1}, {0, 5, 1}}, b[] = {{0, 2, 1}, {1, 2, 1}, {0, 3, 1}};
+    static const cw_entry first[] = {{0, 0, 1}}, a[] = {{0, 2, 1}, {0, 5, 1}},
+                          b[] = {{0, 2, 1}, {1, 2, 1}, {0, 3, 1}};
     wr_send_call(&x, 1, &(wr_call){.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = first});
     wr_send_call(&x, 1, &(wr_call){.id = 2, .layer = 1, .n_rows = 1, .n_entries = 2, .entries = a});
     wr_send_call(&x, 2, &(wr_call){.id = 1, .layer = 1, .n_rows = 2, .n_entries = 3, .entries = b});
-    wr_send_call(&x, 2, &(wr_call){.id = 2, .layer = 2, .n_rows = 1, .n_entries = 1, .entries = first, .reply = CW__PB__REPLY_KIND__ROWS_F32});
+    wr_send_call(&x, 2,
+                 &(wr_call){.id = 2,
+                            .layer = 2,
+                            .n_rows = 1,
+                            .n_entries = 1,
+                            .entries = first,
+                            .reply = CW__PB__REPLY_KIND__ROWS_F32});
     assert_int_equal(x.n_jobs, 1); /* the first went out alone at once: nothing waits for companions */
     wr_compute(&x, -1);
     assert_int_equal(x.n_jobs, 1);
@@ -100,18 +109,28 @@ static void combined_is_the_one_combine_order(void **state)
     static const cw_entry e[] = {{0, 1, 0.3f}, {1, 1, 0.7f}, {0, 4, 0.2f}, {0, 6, 0.11f}};
     for (uint32_t layer = 1; layer <= 2; layer++) {
         rig_clear(&x.r);
-        wr_send_call(&x, 1, &(wr_call){.id = layer, .layer = layer, .n_rows = 2, .n_entries = 4, .entries = e, .seed = 3, .reply = CW__PB__REPLY_KIND__COMBINED_F32});
+        wr_send_call(&x, 1,
+                     &(wr_call){.id = layer,
+                                .layer = layer,
+                                .n_rows = 2,
+                                .n_entries = 4,
+                                .entries = e,
+                                .seed = 3,
+                                .reply = CW__PB__REPLY_KIND__COMBINED_F32});
         wr_compute(&x, -1);
         static const cw_model_limits lim = {LAYERS, EXPERTS, D, 64, 64};
         cw_reply_view v;
-        assert_int_equal(cw_reply_view_get(rig_sent(&x.r, 1, MSG(REPLY))->msg, &lim, CW__PB__REPLY_KIND__COMBINED_F32, 2, &v, NULL), CW_OK);
+        assert_int_equal(cw_reply_view_get(rig_sent(&x.r, 1, MSG(REPLY))->msg, &lim,
+                                           CW__PB__REPLY_KIND__COMBINED_F32, 2, &v, NULL),
+                         CW_OK);
         for (uint32_t row = 0; row < 2; row++)
             for (int k = 0; k < D; k++) {
                 float y = 0;
                 for (int i = 0; i < 4; i++) {
                     if (e[i].row != row) continue;
                     float out = wr_value(layer, e[i].expert, (int8_t)(3 + row), k);
-                    if (layer == 1) out = 2 * cw_f16_to_f32(cw_f32_to_f16(out)); /* the fake's exponent is 1 */
+                    if (layer == 1)
+                        out = 2 * cw_f16_to_f32(cw_f32_to_f16(out)); /* the fake's exponent is 1 */
                     y = fmaf(e[i].weight, out, y);
                 }
                 assert_int_equal(cw_load_u32(v.rows + (row * D + (uint32_t)k) * 4), cw_f32_bits(y));
@@ -148,7 +167,9 @@ static void an_absent_expert_is_answered_with_the_newest_epoch(void **state)
     assert_int_equal(a->msg->env->call_fail->expert, 4);
     assert_int_equal(a->msg->n_frames, 1);
     Cw__Pb__EpochBody *b = NULL;
-    assert_int_equal(cw_epoch_verify(cw_signer_public(x.signer), a->msg->frames[0].data, a->msg->frames[0].len, &b, NULL), CW_OK);
+    assert_int_equal(
+        cw_epoch_verify(cw_signer_public(x.signer), a->msg->frames[0].data, a->msg->frames[0].len, &b, NULL),
+        CW_OK);
     assert_int_equal(b->number, 4);
     cw_epoch_free(&b);
     assert_int_equal(failed_with(&x, 1, 1), CW__PB__FAIL_CODE__FAIL_NOT_HERE);
@@ -185,7 +206,8 @@ static void queued_rows_past_their_budget_are_dropped(void **state)
     wr_edge(&x, 1, &x.edge_a);
     static const cw_entry e[] = {{0, 3, 1}};
     wr_send_call(&x, 1, &(wr_call){.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e});
-    wr_send_call(&x, 1, &(wr_call){.id = 2, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e, .budget_us = 5000});
+    wr_send_call(
+        &x, 1, &(wr_call){.id = 2, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e, .budget_us = 5000});
     x.r.now_us += 6000;
     wr_compute(&x, -1);
     assert_int_equal(failed_with(&x, 1, 2), CW__PB__FAIL_CODE__FAIL_EXPIRED);
@@ -223,7 +245,8 @@ static void a_cancelled_call_is_neither_computed_nor_answered(void **state)
     wr_boot(&x, NULL);
     wr_edge(&x, 1, &x.edge_a);
     static const cw_entry e[] = {{0, 3, 1}};
-    for (uint64_t id = 1; id <= 3; id++) wr_send_call(&x, 1, &(wr_call){.id = id, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e});
+    for (uint64_t id = 1; id <= 3; id++)
+        wr_send_call(&x, 1, &(wr_call){.id = id, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e});
     for (uint64_t id = 1; id <= 2; id++) { /* one in a job, one queued */
         Cw__Pb__Cancel m = CW__PB__CANCEL__INIT;
         m.id = id;
@@ -273,7 +296,8 @@ static void prefill_is_turned_away_before_running_answers(void **state)
     wr_edge(&x, 1, &x.edge_a);
     static const cw_entry e[] = {{0, 3, 1}};
     uint64_t id = 0;
-    wr_call call = {.layer = 1, .n_rows = 1, .n_entries = 1, .entries = e, .klass = CW__PB__CALL_CLASS__CLASS_PREFILL};
+    wr_call call = {
+        .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e, .klass = CW__PB__CALL_CLASS__CLASS_PREFILL};
     while (!rig_sent(&x.r, 1, MSG(CALL_FAIL))) {
         call.id = ++id;
         wr_send_call(&x, 1, &call);
@@ -302,8 +326,13 @@ static void edges_take_turns(void **state)
     wr_edge(&x, 1, &x.edge_a);
     wr_edge(&x, 2, &x.edge_b);
     /* Different experts, so that nothing is batched. Edge 1 is greedy. */
-    for (uint16_t i = 0; i < 6; i++) wr_send_call(&x, 1, &(wr_call){.id = i + 1u, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = &(cw_entry){0, i, 1}});
-    wr_send_call(&x, 2, &(wr_call){.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = &(cw_entry){0, 7, 1}});
+    for (uint16_t i = 0; i < 6; i++)
+        wr_send_call(
+            &x, 1,
+            &(wr_call){
+                .id = i + 1u, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = &(cw_entry){0, i, 1}});
+    wr_send_call(
+        &x, 2, &(wr_call){.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = &(cw_entry){0, 7, 1}});
     rig_clear(&x.r);
     wr_compute(&x, -1);
     wr_compute(&x, -1);
@@ -316,12 +345,22 @@ static void a_call_that_breaks_the_protocol_costs_the_link(void **state)
     (void)state;
     static const cw_entry good[] = {{0, 3, 1}}, far[] = {{0, 8, 1}};
     const wr_call bad[] = {
-        {.id = 5, .layer = 0, .n_rows = 1, .n_entries = 1, .entries = good, .reply = CW__PB__REPLY_KIND__ROWS_F32}, /* dense layer */
-        {.id = 5, .layer = 3, .n_rows = 1, .n_entries = 1, .entries = good},                          /* no such layer */
-        {.id = 5, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = far},                           /* no such expert */
-        {.id = 5, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = good, .seed = -128},            /* q of -128 */
-        {.id = 5, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = good, .reply = CW__PB__REPLY_KIND__ROWS_F32},
-        {.id = 4, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = good},                          /* id not rising */
+        {.id = 5,
+         .layer = 0,
+         .n_rows = 1,
+         .n_entries = 1,
+         .entries = good,
+         .reply = CW__PB__REPLY_KIND__ROWS_F32},                             /* dense layer */
+        {.id = 5, .layer = 3, .n_rows = 1, .n_entries = 1, .entries = good}, /* no such layer */
+        {.id = 5, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = far},  /* no such expert */
+        {.id = 5, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = good, .seed = -128}, /* q of -128 */
+        {.id = 5,
+         .layer = 1,
+         .n_rows = 1,
+         .n_entries = 1,
+         .entries = good,
+         .reply = CW__PB__REPLY_KIND__ROWS_F32},
+        {.id = 4, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = good}, /* id not rising */
     };
     for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) {
         worker_rig x;

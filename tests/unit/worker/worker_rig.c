@@ -2,13 +2,26 @@
 
 #include "cw/bytes.h"
 
-static void event(void *m, cw_event *ev, cw_outbox *out) { cw_worker_event(m, ev, out); }
+static void event(void *m, cw_event *ev, cw_outbox *out)
+{
+    cw_worker_event(m, ev, out);
+}
 
 void wr_config(worker_rig *x, cw_worker_config *c)
 {
-    *c = (cw_worker_config){.coordinator = "tcp://127.0.0.1:5570", .coordinator_key = x->coordinator, .token = "token", .token_len = 5,
-                            .data_address = "tcp://127.0.0.1:6000", .memory_bytes = 1 << 20, .threads = 1, .isa = "scalar", .speed = 1,
-                            .arithmetic_id = 1, .fingerprint = 77, .kernels = cw_kernels_get(CW_ISA_SCALAR), .seed = 5};
+    *c = (cw_worker_config){.coordinator = "tcp://127.0.0.1:5570",
+                            .coordinator_key = x->coordinator,
+                            .token = "token",
+                            .token_len = 5,
+                            .data_address = "tcp://127.0.0.1:6000",
+                            .memory_bytes = 1 << 20,
+                            .threads = 1,
+                            .isa = "scalar",
+                            .speed = 1,
+                            .arithmetic_id = 1,
+                            .fingerprint = 77,
+                            .kernels = cw_kernels_get(CW_ISA_SCALAR),
+                            .seed = 5};
     snprintf(c->name, sizeof c->name, "w1");
 }
 
@@ -42,17 +55,26 @@ void wr_acts(worker_rig *x)
     while (cw_worker_take_act(x->w, &a)) {
         switch (a.kind) {
         case CW_WORKER_ENROLLED: x->n_enrolled++; break;
-        case CW_WORKER_GET_MODEL: x->n_get_model++; assert_memory_equal(a.digest, x->digest, CW_DIGEST_BYTES); break;
+        case CW_WORKER_GET_MODEL:
+            x->n_get_model++;
+            assert_memory_equal(a.digest, x->digest, CW_DIGEST_BYTES);
+            break;
         case CW_WORKER_LOAD:
             x->n_loads++;
-            if (x->hold_loads) x->held[x->n_held][0] = a.layer, x->held[x->n_held++][1] = a.expert;
-            else cw_worker_loaded(x->w, a.layer, a.expert, !x->load_fails, "the disk is on fire", x->r.now_us, x->r.wall_ms, &x->r.out);
+            if (x->hold_loads)
+                x->held[x->n_held][0] = a.layer, x->held[x->n_held++][1] = a.expert;
+            else
+                cw_worker_loaded(x->w, a.layer, a.expert, !x->load_fails, "the disk is on fire", x->r.now_us,
+                                 x->r.wall_ms, &x->r.out);
             break;
         case CW_WORKER_UNLOAD: x->n_unloads++; break;
         case CW_WORKER_COMPUTE: x->jobs[x->n_jobs++] = a.job; break;
         case CW_WORKER_REVOKED: x->n_revoked++; break;
         case CW_WORKER_SAY: memcpy(x->said, a.text, sizeof x->said); break;
-        case CW_WORKER_STOPPED: x->stopped = a.code; memcpy(x->stop_text, a.text, sizeof x->stop_text); break;
+        case CW_WORKER_STOPPED:
+            x->stopped = a.code;
+            memcpy(x->stop_text, a.text, sizeof x->stop_text);
+            break;
         }
     }
 }
@@ -72,7 +94,8 @@ void wr_connect(worker_rig *x)
 void wr_welcome(worker_rig *x, const cw_key *revoked, size_t n_revoked)
 {
     Cw__Pb__Welcome m = CW__PB__WELCOME__INIT;
-    m.proto = 1, m.model_name = (char *)"demo", m.store_address = (char *)"tcp://127.0.0.1:5571", m.heartbeat_ms = 2000, m.wall_ms = (uint64_t)x->r.wall_ms + 5000;
+    m.proto = 1, m.model_name = (char *)"demo", m.store_address = (char *)"tcp://127.0.0.1:5571",
+    m.heartbeat_ms = 2000, m.wall_ms = (uint64_t)x->r.wall_ms + 5000;
     m.cluster_id = (ProtobufCBinaryData){CW_CLUSTER_BYTES, x->cluster};
     m.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, x->digest};
     m.sign_key = (ProtobufCBinaryData){CW_KEY_BYTES, (uint8_t *)(uintptr_t)cw_signer_public(x->signer)->b};
@@ -95,7 +118,9 @@ void wr_refusal(worker_rig *x, cw_link link, Cw__Pb__RefusalCode code, uint32_t 
 void wr_model(worker_rig *x)
 {
     static const cw_worker_layer layers[LAYERS] = {
-        {0}, {CW__PB__ACT_KIND__ACT_A8, CW__PB__REPLY_KIND__ROWS_F16, PACKED}, {CW__PB__ACT_KIND__ACT_F32, CW__PB__REPLY_KIND__ROWS_F32, PACKED}};
+        {0},
+        {CW__PB__ACT_KIND__ACT_A8, CW__PB__REPLY_KIND__ROWS_F16, PACKED},
+        {CW__PB__ACT_KIND__ACT_F32, CW__PB__REPLY_KIND__ROWS_F32, PACKED}};
     cw_worker_model_ready(x->w, LAYERS, EXPERTS, D, layers, x->r.now_us, x->r.wall_ms, &x->r.out);
     wr_acts(x);
 }
@@ -212,7 +237,8 @@ void wr_send_call(worker_rig *x, cw_link link, const wr_call *c)
         for (uint32_t i = 0; i < c->n_rows * D / 32; i++) cw_store_u32(mem[2] + 4 * i, cw_f32_bits(0.5f));
     } else {
         f[1] = cw_frame_new(c->n_rows * D * 4, &mem[1]);
-        for (uint32_t i = 0; i < c->n_rows * D; i++) cw_store_u32(mem[1] + 4 * i, cw_f32_bits((float)(c->seed + (int8_t)(i / D))));
+        for (uint32_t i = 0; i < c->n_rows * D; i++)
+            cw_store_u32(mem[1] + 4 * i, cw_f32_bits((float)(c->seed + (int8_t)(i / D))));
     }
     ENV(env, CALL, call, &m);
     rig_message(&x->r, link, CW_PORT_DATA, &x->edge_a, &env, f, a8 ? 3 : 2);
@@ -237,8 +263,10 @@ void wr_compute(worker_rig *x, int bad_expert)
             row->bad = (int)e->expert == bad_expert;
             for (int j = 0; j < D; j++) {
                 float v = wr_value(e->layer, e->expert, q0, j);
-                if (row->e) ((uint16_t *)row->out)[j] = cw_f32_to_f16(v);
-                else ((float *)row->out)[j] = v;
+                if (row->e)
+                    ((uint16_t *)row->out)[j] = cw_f32_to_f16(v);
+                else
+                    ((float *)row->out)[j] = v;
             }
             if (row->e) *row->e = 1;
         }

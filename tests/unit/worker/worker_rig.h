@@ -42,7 +42,8 @@ uint8_t *wr_epoch(worker_rig *x, uint64_t term, uint64_t number, size_t *n);
 void wr_epoch_news(worker_rig *x, uint64_t term, uint64_t number);
 void wr_hello(worker_rig *x, cw_link link, const cw_key *key, const Cw__Pb__Hello *h);
 /* A hello an admitted edge would say; ticket memory is the rig's caller's to free. */
-void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms, uint8_t **ticket);
+void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms,
+                   uint8_t **ticket);
 void wr_edge(worker_rig *x, cw_link link, const cw_key *key); /* let in; asserts */
 
 typedef struct {

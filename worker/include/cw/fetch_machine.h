@@ -1,7 +1,8 @@
 /*
- * Pulling the manifest and chunks from the coordinator's store, over a connection of its own that never carries calls.
- * Pure, like cw/worker_machine.h; its shell is a thread with a cw_net of its own. Links are opened for the first item and
- * closed after half a minute without one; parts lost with a link are asked for again on the next.
+ * Pulling the manifest and chunks from the coordinator's store, over a connection of its own that never
+ * carries calls. Pure, like cw/worker_machine.h; its shell is a thread with a cw_net of its own. Links are
+ * opened for the first item and closed after half a minute without one; parts lost with a link are asked for
+ * again on the next.
  */
 #pragma once
 #include "cw/machine.h"
@@ -24,7 +25,8 @@ typedef struct {
 typedef struct cw_fetch_item {
     bool manifest;
     uint32_t chunk;
-    uint8_t *dst; /* a chunk: [len] by the caller. The manifest: allocated here, the caller frees it with cw_free. */
+    uint8_t *dst; /* a chunk: [len] by the caller. The manifest: allocated here, the caller frees it with
+                     cw_free. */
     size_t len;
     bool ok;
     char text[CW_TEXT_MAX]; /* not ok: a sentence */

@@ -1,4 +1,5 @@
-/* The worker as a process: sockets, threads, files around the pure machine (cw/worker_machine.h). Called by main. */
+/* The worker as a process: sockets, threads, files around the pure machine (cw/worker_machine.h). Called by
+ * main. */
 #pragma once
 #include "cw/kernels.h"
 
@@ -12,8 +13,8 @@ typedef struct {
     int threads;           /* 0: one per available CPU */
     const char *model;     /* local copy of the model file; NULL: pulled from the coordinator */
     uint64_t disk;         /* limit of the chunk cache; 0: none */
-    uint32_t fault_zap_ms;     /* cw_net_config's; 0: never */
     const cw_kernels *kernels;
+    uint32_t fault_zap_ms; /* fault injection: the process loses its ZAP handler after that time; 0: never */
 } cw_worker_options;
 
 /* Runs until it is stopped (CW_OK) or must not go on (a sentence). Blocks; signals must be installed. */

@@ -1,11 +1,13 @@
 /*
- * The edge's network logic: the coordinator link, tickets and epochs, one link a worker, and the table of calls. Pure: no
- * socket, clock, thread or file; the shell (edge/remote/src/mainland.c) or tests/sim feeds it.
+ * The edge's network logic: the coordinator link, tickets and epochs, one link a worker, and the table of
+ * calls. Pure: no socket, clock, thread or file; the shell (edge/remote/src/mainland.c) or tests/sim feeds
+ * it.
  *
- * A request is one layer's (row, expert) entries. The machine divides them over the workers that hold the experts so that
- * the predicted finish of the slowest is least, cuts them into calls, and puts the rows that come back where the request
- * wants them. Who computes never changes a bit, so calls are resent freely: when a link is lost, when a worker no longer
- * holds an expert, when no answer comes in time. A request ends exactly once, done or failed with a sentence.
+ * A request is one layer's (row, expert) entries. The machine divides them over the workers that hold the
+ * experts so that the predicted finish of the slowest is least, cuts them into calls, and puts the rows that
+ * come back where the request wants them. Who computes never changes a bit, so calls are resent freely: when
+ * a link is lost, when a worker no longer holds an expert, when no answer comes in time. A request ends
+ * exactly once, done or failed with a sentence.
  */
 #pragma once
 #include "cw/machine.h"
@@ -24,18 +26,18 @@ typedef struct {
     char coordinator[CW_ADDRESS_MAX];
     cw_key coordinator_key;
     uint8_t token[64];
-    size_t token_len;               /* 0: none */
+    size_t token_len; /* 0: none */
     bool enrolled;
     uint8_t instance[CW_INSTANCE_BYTES];
     uint32_t arithmetic_id;
     uint64_t fingerprint;
     uint8_t model_digest[CW_DIGEST_BYTES]; /* of the edge's own file */
     uint32_t n_layers, n_experts, d_model;
-    const cw_edge_layer *layers;    /* [n_layers], copied */
-    uint64_t seed;                  /* jitter */
-    int64_t idle_us;                /* worker links close after that long without a request [60 s] */
-    int64_t homeless_us;            /* how long an entry waits for a home before its request fails [5 s] */
-    int64_t reply_us;               /* no reply for that long: the call is sent again [5 s] */
+    const cw_edge_layer *layers; /* [n_layers], copied */
+    uint64_t seed;               /* jitter */
+    int64_t idle_us;             /* worker links close after that long without a request [60 s] */
+    int64_t homeless_us;         /* how long an entry waits for a home before its request fails [5 s] */
+    int64_t reply_us;            /* no reply for that long: the call is sent again [5 s] */
     /* From an earlier run, so that it can start while the coordinator is down. All or nothing. */
     bool has_saved;
     cw_key sign_key;
@@ -49,27 +51,34 @@ CW_MUST_USE cw_status cw_edge_new(const cw_edge_config *c, cw_edge **out, cw_err
 void cw_edge_free(cw_edge **e);
 void cw_edge_event(cw_edge *e, cw_event *ev, cw_outbox *out);
 
-/* Connect to workers even before the first request: somebody is about to ask. Counts as a request for the idle timer. */
+/* Connect to workers even before the first request: somebody is about to ask. Counts as a request for the
+ * idle timer. */
 void cw_edge_want(cw_edge *e, int64_t now_us, cw_outbox *out);
 
-/* --- requests ---------------------------------------------------------------------------------------------------- */
+/* --- requests --- */
 
-typedef struct { uint32_t row, expert; float weight; } cw_edge_entry;
+typedef struct {
+    uint32_t row, expert;
+    float weight;
+} cw_edge_entry;
 
 /*
  * Owned by the caller, who leaves it and everything it points to alone until the request has ended
- * (cw_edge_take_act gives CW_EDGE_DONE). Outputs: rows of entry i at index i, f16 and e, or f32, as the layer gives them.
+ * (cw_edge_take_act gives CW_EDGE_DONE). Outputs: rows of entry i at index i, f16 and e, or f32, as the layer
+ * gives them.
  */
 typedef struct cw_edge_request {
     uint32_t layer, n_rows, n_entries;
-    const int8_t *q;  /* as the layer takes them: [n_rows, ld] and */
-    const float *s;   /* [n_rows, ld / 32], or */
-    const float *x;   /* [n_rows, d_model] */
-    int64_t ld;       /* values from one row of q to the next; d_model where they are dense */
-    const cw_edge_entry *entries;                    /* ascending by (row, expert) */
+    const int8_t *q;              /* as the layer takes them: [n_rows, ld] and */
+    const float *s;               /* [n_rows, ld / 32], or */
+    const float *x;               /* [n_rows, d_model] */
+    int64_t ld;                   /* values from one row of q to the next; d_model where they are dense */
+    const cw_edge_entry *entries; /* ascending by (row, expert) */
     Cw__Pb__CallClass klass;
     int64_t deadline_us;
-    uint16_t *f16; int8_t *e; float *f32;
+    uint16_t *f16;
+    int8_t *e;
+    float *f32;
     /* Result. */
     cw_status status;
     char text[CW_TEXT_MAX];
@@ -84,11 +93,12 @@ void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *o
 /* Ends it with CANCELLED (still through cw_edge_take_act); no-op when it has ended already. */
 void cw_edge_cancel(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *out);
 
-/* --- what the process itself is asked to do ---------------------------------------------------------------------- */
+/* --- what the process itself is asked to do --- */
 
 typedef enum {
     CW_EDGE_DONE,     /* request has ended; status and text are in it */
-    CW_EDGE_ENROLLED, /* remember: this key is known to this coordinator now; also sign key and cluster in the facts */
+    CW_EDGE_ENROLLED, /* remember: this key is known to this coordinator now; also sign key and cluster in the
+                         facts */
     CW_EDGE_SAVE,     /* ticket or epoch changed: store cw_edge_get_saved */
     CW_EDGE_SAY,      /* text: a line for the log */
     CW_EDGE_REFUSED,  /* code and text: the coordinator will not have us; waiting will not help */
@@ -114,16 +124,16 @@ CW_MUST_USE bool cw_edge_get_saved(const cw_edge *e, cw_edge_saved *out);
 /* Bye to everybody; open requests end with CANCELLED. */
 void cw_edge_stop(cw_edge *e, int64_t now_us, cw_outbox *out);
 
-/* --- facts ------------------------------------------------------------------------------------------------------- */
+/* --- facts --- */
 
 typedef struct {
-    bool admitted;                /* by the coordinator, now */
-    bool refused;                 /* for good; why says it */
-    bool covered;                 /* every expert has a home whose link is up */
-    uint32_t n_workers, n_up;     /* in the epoch; links ready */
-    uint32_t n_experts, n_homes;  /* experts of the model; those with a link-up home */
+    bool admitted;               /* by the coordinator, now */
+    bool refused;                /* for good; why says it */
+    bool covered;                /* every expert has a home whose link is up */
+    uint32_t n_workers, n_up;    /* in the epoch; links ready */
+    uint32_t n_experts, n_homes; /* experts of the model; those with a link-up home */
     uint64_t epoch_term, epoch_number;
-    int64_t ticket_not_after_ms;  /* 0: none */
+    int64_t ticket_not_after_ms; /* 0: none */
     char model_name[257];
     char why[CW_TEXT_MAX];        /* what is missing, a sentence; empty when covered */
     uint64_t calls, resent, late; /* sent; sent again; replies nobody waited for any more */

@@ -1,9 +1,9 @@
 /*
  * The mainland as the engine sees it: a cw_experts whose rows are computed by the cluster's workers.
  *
- * One network thread owns the sockets and the edge machine (cw/edge_machine.h). The engine's thread submits and collects;
- * between them are a bounded queue and a wake-up. After opening, submit and collect allocate nothing in the engine's
- * thread. Everything else here may be called from any thread.
+ * One network thread owns the sockets and the edge machine (cw/edge_machine.h). The engine's thread submits
+ * and collects; between them are a bounded queue and a wake-up. After opening, submit and collect allocate
+ * nothing in the engine's thread. Everything else here may be called from any thread.
  */
 #pragma once
 #include "cw/expert_ffn.h"
@@ -14,10 +14,12 @@
 typedef struct cw_mainland cw_mainland;
 
 typedef struct {
-    /* How to get in: the join string, "@file", "-"; NULL: the environment, else what an earlier run stored. */
+    /* How to get in: the join string, "@file", "-"; NULL: the environment, else what an earlier run stored.
+     */
     const char *join;
-    const char *state_dir; /* private directory of this edge: key, ticket, epoch. NULL: the default one for `name` */
-    const char *name;      /* NULL: the machine's host name */
+    const char
+        *state_dir; /* private directory of this edge: key, ticket, epoch. NULL: the default one for `name` */
+    const char *name; /* NULL: the machine's host name */
     /* The model, of which the edge holds everything but routed experts. */
     const cw_gguf *gguf;
     const cw_model_config *config;
@@ -27,22 +29,25 @@ typedef struct {
     int max_tickets;               /* submits before the first collect, 0: 4 */
     int wait_ms;                   /* how long opening waits for a home of every expert, 0: 30 000 */
     int call_ms;                   /* how long one layer may take before the answer fails, 0: 30 000 */
-    /* What is being waited for, in words; hashing the model file the first time reports bytes. From the opening thread. */
+    /* What is being waited for, in words; hashing the model file the first time reports bytes. From the
+     * opening thread. */
     void (*say)(void *ctx, const char *text, uint64_t done, uint64_t total);
     void *say_ctx;
-    const atomic_bool *cancel;     /* NULL, or: gives up opening when it becomes true */
+    const atomic_bool *cancel; /* NULL, or: gives up opening when it becomes true */
 } cw_mainland_options;
 
 /*
- * Enters the cluster (or uses the stored ticket and epoch while the coordinator is away) and waits until every expert has
- * a home whose link is up. Errors are sentences for the user: AUTH and REFUSED (join string, token, revoked key),
- * MISMATCH (the cluster serves another model), UNREACHABLE, TIMEOUT (what is missing), CANCELLED.
+ * Enters the cluster (or uses the stored ticket and epoch while the coordinator is away) and waits until
+ * every expert has a home whose link is up. Errors are sentences for the user: AUTH and REFUSED (join string,
+ * token, revoked key), MISMATCH (the cluster serves another model), UNREACHABLE, TIMEOUT (what is missing),
+ * CANCELLED.
  */
 CW_MUST_USE cw_status cw_mainland_open(const cw_mainland_options *o, cw_mainland **out, cw_err *err);
-/* Whether an earlier run in that directory (or the default one for `name`) was admitted, so that opening needs no join
- * string. Looks at files only; tells nothing of whether the cluster is there. */
+/* Whether an earlier run in that directory (or the default one for `name`) was admitted, so that opening
+ * needs no join string. Looks at files only; tells nothing of whether the cluster is there. */
 bool cw_mainland_is_stored(const char *state_dir, const char *name);
-/* Whether an earlier run entered a cluster from that state directory (either may be NULL), so that no join string is needed. */
+/* Whether an earlier run entered a cluster from that state directory (either may be NULL), so that no join
+ * string is needed. */
 bool cw_mainland_is_stored(const char *state_dir, const char *name);
 /* The experts object must not be in use any more. Says Bye; at most a second. */
 void cw_mainland_close(cw_mainland **m);
