@@ -27,7 +27,7 @@ typedef struct {
     int proc; /* -1: nobody */
     uint32_t gen;
     cw_link link;
-    cw_gate gate;
+    cw_link_gate gate;
     bool told_up, down; /* down: nothing reaches this end any more */
 } conn_end;
 

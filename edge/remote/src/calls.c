@@ -189,7 +189,7 @@ static bool send_call(cw_edge *e, home *h, piece *p, cw_outbox *out)
     return true;
 }
 
-void calls_pump(cw_edge *e, home *h, cw_outbox *out)
+void calls_send(cw_edge *e, home *h, cw_outbox *out)
 {
     while (h->state == HOME_UP && h->queued.head && h->n_sent < FLIGHT_CALLS &&
            (!h->n_sent || h->sent_bytes + h->queued.head->bytes <= FLIGHT_BYTES)) {
@@ -262,7 +262,7 @@ void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
     take_out(h, p);
     cw_free(p);
     if (!r->n_left) edge_end_request(e, r, CW_OK, "", out);
-    calls_pump(e, h, out);
+    calls_send(e, h, out);
 }
 
 /* Once more, elsewhere or later. */
@@ -315,7 +315,7 @@ void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
                          text, out);
         break;
     }
-    calls_pump(e, h, out);
+    calls_send(e, h, out);
 }
 
 void calls_lost(cw_edge *e, home *h, cw_outbox *out)

@@ -157,7 +157,7 @@ void list_push(piece_list *l, piece *p);
 void list_remove(piece_list *l, piece *p);
 piece *piece_new(cw_edge_request *r, uint32_t n);
 void calls_queue(cw_edge *e, home *h, piece *p); /* p has home-less fields filled in by place.c */
-void calls_pump(cw_edge *e, home *h, cw_outbox *out);
+void calls_send(cw_edge *e, home *h, cw_outbox *out);
 void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out);
 void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out);
 void calls_lost(cw_edge *e, home *h, cw_outbox *out); /* its link is gone: everything there goes elsewhere */

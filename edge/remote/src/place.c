@@ -154,7 +154,7 @@ static bool cut(cw_edge *e, const piece *p, uint32_t i, cw_outbox *out)
         c->cost = cost_of(e, c);
         calls_queue(e, e->homes[i], c);
     }
-    calls_pump(e, e->homes[i], out);
+    calls_send(e, e->homes[i], out);
     return true;
 }
 
