@@ -90,8 +90,6 @@ static void set_defaults(cw_net_config *c)
     if (!c->peer_credit) c->peer_credit = 4 << 20;
     if (!c->queue_messages) c->queue_messages = 256;
     if (!c->queue_bytes) c->queue_bytes = 64 << 20;
-    const char *fault = getenv("CAUSEWAY_FAULT");
-    if (!c->fault_zap_ms && fault && strcmp(fault, "zap-exit") == 0) c->fault_zap_ms = 500;
 }
 
 /* Descriptors: three for every outgoing link (its sockets' mailboxes and the connection), one for an incoming

@@ -38,10 +38,9 @@ typedef struct {
     uint32_t ban_s;        /* how long a blamed key is refused [30] */
     uint64_t peer_credit;  /* bytes a peer may be ahead of the application besides the fixed 4 MiB [4 MiB] */
     uint32_t queue_messages; /* messages queued in each direction of a link [256] */
-    uint64_t
-        queue_bytes; /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
-    uint32_t fault_zap_ms; /* fault injection: the ZAP handler ends by itself after this time [never, or 500
-                              where the environment has CAUSEWAY_FAULT=zap-exit] */
+    /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
+    uint64_t queue_bytes;
+    uint32_t fault_zap_ms; /* fault injection: the ZAP handler ends by itself after this time [never] */
 } cw_net_config;
 
 /* NO_MEMORY, LIMIT (descriptors), INVALID. */
