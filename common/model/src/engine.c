@@ -215,8 +215,10 @@ cw_status cw_engine_forward(cw_engine *e, const cw_batch_item *items, int n_item
     int n = 0;
     CW_TRY(make_rows(e, items, n_items, &n, err));
     cw_fp_setup();
+    cw_phase_begin(e, n);
     cw_status s =
         e->pass[1] && n >= CW_OVERLAP_ROWS ? run_two(e, n, cancel, err) : run_one(e, n, cancel, err);
+    cw_phase_end(e);
     if (s != CW_OK) {
         for (int i = 0; i < 2; i++)
             if (e->pass[i]) cw_pass_abandon(e->pass[i]);

@@ -3,6 +3,7 @@
 #include "act.h"
 #include "attention.h"
 #include "cw/engine.h"
+#include "cw/phases.h"
 #include "kv.h"
 #include "weights.h"
 
@@ -25,6 +26,14 @@ typedef struct {
     float *logits; /* where this row's logits go, or NULL */
 } cw_row;
 
+/* What cw_engine_phases_get tells, while it is being gathered. */
+typedef struct {
+    bool on;
+    cw_phase now;
+    uint64_t since; /* cw_mono_ns when `now` began */
+    cw_engine_phases sum;
+} cw_phase_clock;
+
 struct cw_engine {
     cw_model_config config;
     cw_engine_role role;
@@ -39,6 +48,7 @@ struct cw_engine {
     cw_experts *experts;
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */
+    cw_phase_clock clock;
 };
 
 struct cw_session {
@@ -117,3 +127,20 @@ CW_MUST_USE cw_status cw_pass_collect(cw_pass *p, int layer, cw_err *err);
 CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, int layer,
                                       cw_err *err);
 CW_MUST_USE cw_status cw_pass_check(const cw_act *a, int layer, cw_err *err);
+
+/* --- phases.c: where the time goes; nothing but one test of a flag while nobody asks --- */
+
+/* Around a forward of n rows. */
+void cw_phase_begin(cw_engine *e, int n_rows);
+void cw_phase_end(cw_engine *e);
+void cw_phase_switch(cw_engine *e, cw_phase next);
+void cw_phase_count_layer(cw_engine *e, int layer);
+void cw_phase_count_experts(cw_engine *e, const cw_expert_call *call);
+/* Expert calls are this process's work, or a wait. */
+cw_phase cw_phase_of_experts(const cw_engine *e);
+
+/* From here on the engine's thread is busy with `next`. */
+static inline void cw_phase_enter(cw_engine *e, cw_phase next)
+{
+    if (e->clock.on) cw_phase_switch(e, next);
+}

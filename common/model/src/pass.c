@@ -191,12 +191,17 @@ cw_status cw_pass_layer_begin(cw_pass *p, int layer, cw_err *err)
     const cw_layer_weights *w = &p->e->weights.layers[layer];
     if (p->cancel && atomic_load_explicit(p->cancel, memory_order_relaxed))
         return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped on request");
+    cw_phase_enter(p->e, CW_PHASE_ATTENTION);
+    if (p->e->clock.on) cw_phase_count_layer(p->e, layer);
     normalise(p, w->attn_norm);
     CW_TRY(cw_pass_attention(p, layer, err));
     add_residual(p, p->y, NULL);
 
+    bool moe = cw_layer_is_moe(&p->e->config, layer);
+    cw_phase_enter(p->e, moe ? CW_PHASE_ROUTER : CW_PHASE_FFN);
     normalise(p, w->ffn_norm);
-    if (cw_layer_is_moe(&p->e->config, layer)) CW_TRY(cw_pass_route(p, layer, err));
+    if (moe) CW_TRY(cw_pass_route(p, layer, err));
+    cw_phase_enter(p->e, CW_PHASE_FFN);
     if (w->gate.n) CW_TRY(cw_pass_feed_forward(p, layer, err));
     return CW_OK;
 }
@@ -204,6 +209,7 @@ cw_status cw_pass_layer_begin(cw_pass *p, int layer, cw_err *err)
 cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err)
 {
     if (!cw_layer_is_moe(&p->e->config, layer)) {
+        cw_phase_enter(p->e, CW_PHASE_FFN);
         add_residual(p, p->y, NULL);
         return CW_OK;
     }
@@ -225,11 +231,12 @@ void cw_pass_abandon(cw_pass *p)
  * multiplies them at once, and hands the results out. */
 cw_status cw_pass_finish(cw_pass *p, cw_err *err)
 {
-    const cw_engine *e = p->e;
+    cw_engine *e = p->e;
     const cw_model_config *c = &e->config;
     int n = 0;
     float *together = NULL; /* where the logits of all wanted rows go, if that is one run of memory */
     bool in_one = true;
+    cw_phase_enter(e, CW_PHASE_LOGITS);
     for (int i = 0; i < p->n; i++) {
         if (!p->rows[i].logits) continue;
         const float *x = p->x + (int64_t)i * c->d_model;
@@ -241,6 +248,7 @@ cw_status cw_pass_finish(cw_pass *p, cw_err *err)
         n++;
     }
     if (n == 0) return CW_OK;
+    if (e->clock.on) e->clock.sum.weight_bytes[CW_PHASE_LOGITS] += e->weights.out.bytes;
     cw_act_begin(&p->h, n);
     float *y = in_one ? together : p->logits;
     CW_TRY(cw_pass_product(p, &p->h, &e->weights.out, y, c->n_layers, err));

@@ -69,6 +69,8 @@ cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
                                .n_entries = p->n * c->n_used,
                                .entries = p->entries,
                                .cancel = p->cancel};
+    if (p->e->clock.on) cw_phase_count_experts(p->e, &p->call);
+    cw_phase_enter(p->e, cw_phase_of_experts(p->e));
     CW_TRY(cw_experts_submit(p->e->experts, &p->call, &p->ticket, err));
     p->waiting = true;
     return CW_OK;
@@ -78,7 +80,9 @@ cw_status cw_pass_collect(cw_pass *p, int layer, cw_err *err)
 {
     cw_expert_reply reply;
     p->waiting = false;
+    cw_phase_enter(p->e, cw_phase_of_experts(p->e));
     CW_TRY(cw_experts_collect(p->e->experts, p->ticket, &reply, err));
+    cw_phase_enter(p->e, CW_PHASE_EXPERTS);
     size_t n = (size_t)p->n * (size_t)p->call.d_model;
     if (reply.kind == CW_REPLY_COMBINED_F32) {
         memcpy(p->combined, reply.f32, n * sizeof *reply.f32);
