@@ -165,5 +165,18 @@ class AWorkerDies(unittest.TestCase):
             self.assertEqual(a.wait(), 0, a.said())
 
 
+class TheTokenLoop(unittest.TestCase):
+    def test_allocates_nothing_on_the_engines_thread(self):
+        with Cluster() as c:
+            c.start_worker("a")
+            c.start_worker("b")
+            r = subprocess.run([str(a) for a in (BIN.parent / "tests/split_guard", TEACHER, c.join("edge"), c.dir / "edge")],
+                               capture_output=True, text=True, timeout=60 * PATIENCE)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            seen = json.loads(r.stdout)
+            self.assertEqual(seen["allocations"], 0)
+            self.assertGreater(seen["tokens"], 0)
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
