@@ -401,6 +401,23 @@ static void late_and_repeated_answers_are_ignored(void **state)
     assert_null(rig_action(&x->r, CW_ACT_BLAME, 0, 0, 0));
     er_fail(x, 0, 999, CW__PB__FAIL_CODE__FAIL_EXPIRED, 0, 0, NULL, 0);
     assert_int_equal(facts(x).late, 2);
+    /* With another call under way, answers to ids before and after it are still nobody's. */
+    er_submit(x, 1, 1, 0x01);
+    uint64_t id = er_call(x, 0, 0)->msg->env->call->id;
+    for (int after = 0; after < 2; after++) {
+        Cw__Pb__Reply r = CW__PB__REPLY__INIT;
+        r.id = after ? id + 1 : id - 1, r.n = 1;
+        uint8_t *mem;
+        cw_frame f[2] = {cw_frame_new(D * 2, &mem), cw_frame_copy("a", 1)};
+        memset(mem, 1, D * 2);
+        ENV(env, REPLY, reply, &r);
+        rig_message(&x->r, x->link[0], CW_PORT_DATA, &x->worker[0], &env, f, 2);
+        er_acts(x);
+    }
+    assert_int_equal(x->n_done, 1);
+    assert_int_equal(facts(x).late, 4);
+    er_reply(x, 0, er_call(x, 0, 0));
+    er_check_rows(x);
     er_free(x);
 }
 
