@@ -1,4 +1,5 @@
-/* causeway-coordinator: the coordinator itself, and the commands that ask a running one. Only this file exits. */
+/* causeway-coordinator: the coordinator itself, and the commands that ask a running one. Only this file
+ * exits. */
 #include <stdio.h>
 #include <string.h>
 
@@ -43,21 +44,24 @@ static const cw_option serve_rows[] = {
      "address of the store that workers are told"},
     {"store-rate", 0, CW_OPT_SIZE, AT(store_rate), "BYTES", NULL, 0, 0, "0", NULL, NULL, 0,
      "most bytes a second that one worker fetches; 0: no limit"},
-    {"max-workers", 0, CW_OPT_INT, AT(max_workers), "N", NULL, 1, 4096, "128", NULL, "Limits", 0, "workers connected at once"},
-    {"max-edges", 0, CW_OPT_INT, AT(max_edges), "N", NULL, 1, 100000, "512", NULL, NULL, 0, "edges connected at once"},
-    {"max-edges-per-token", 0, CW_OPT_INT, AT(max_edges_per_token), "N", NULL, 0, 100000, "256", NULL, NULL, 0,
-     "edges connected at once through one join string; 0: any number"},
+    {"max-workers", 0, CW_OPT_INT, AT(max_workers), "N", NULL, 1, 4096, "128", NULL, "Limits", 0,
+     "workers connected at once"},
+    {"max-edges", 0, CW_OPT_INT, AT(max_edges), "N", NULL, 1, 100000, "512", NULL, NULL, 0,
+     "edges connected at once"},
+    {"max-edges-per-token", 0, CW_OPT_INT, AT(max_edges_per_token), "N", NULL, 0, 100000, "256", NULL, NULL,
+     0, "edges connected at once through one join string; 0: any number"},
     {0},
 };
 
 static const cw_option json_rows[] = {
-    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, "Output", CW_OPT_NO_ENV, "one JSON object a line"},
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, "Output", CW_OPT_NO_ENV,
+     "one JSON object a line"},
     {0},
 };
 
 static const cw_option token_rows[] = {
-    {"role", 0, CW_OPT_ENUM, AT(role), NULL, "worker|edge", 0, 0, NULL, NULL, "Token", CW_OPT_REQUIRED | CW_OPT_NO_ENV,
-     "who may join with it"},
+    {"role", 0, CW_OPT_ENUM, AT(role), NULL, "worker|edge", 0, 0, NULL, NULL, "Token",
+     CW_OPT_REQUIRED | CW_OPT_NO_ENV, "who may join with it"},
     {"uses", 0, CW_OPT_INT, AT(uses), "N", NULL, -1, 1000000, "-1", NULL, NULL, CW_OPT_NO_ENV,
      "how many may join; 0: any number; -1: 8 workers, any number of edges"},
     {"hours", 0, CW_OPT_FLOAT, AT(hours), "H", NULL, 0, 87600, "0", NULL, NULL, CW_OPT_NO_ENV,
@@ -66,19 +70,74 @@ static const cw_option token_rows[] = {
 };
 
 static const cw_command commands[] = {
-    {"", "--model FILE [options]", "run a coordinator until SIGTERM",
-     "Decides which worker holds which expert of the model and lets workers and edges in. It prints a join string for each at "
+    {"",
+     "--model FILE [options]",
+     "run a coordinator until SIGTERM",
+     "Decides which worker holds which expert of the model and lets workers and edges in. It prints a join "
+     "string for each at "
      "the start; a restart with the same --state changes nothing for those who have joined.",
-     "  causeway-coordinator --model model.gguf --listen tcp://0.0.0.0:5570 --advertise tcp://gpu0.example:5570\n",
-     {serve_rows, state_rows}, 0, 0, NULL},
+     "  causeway-coordinator --model model.gguf --listen tcp://0.0.0.0:5570 --advertise "
+     "tcp://gpu0.example:5570\n",
+     {serve_rows, state_rows},
+     0,
+     0,
+     NULL},
     {"status", "[options]", "what the cluster is doing", NULL, NULL, {state_rows, json_rows}, 0, 0, NULL},
-    {"workers", "[options]", "the workers: what they hold and serve", NULL, NULL, {state_rows, json_rows}, 0, 0, NULL},
+    {"workers",
+     "[options]",
+     "the workers: what they hold and serve",
+     NULL,
+     NULL,
+     {state_rows, json_rows},
+     0,
+     0,
+     NULL},
     {"edges", "[options]", "the edges that are connected", NULL, NULL, {state_rows, json_rows}, 0, 0, NULL},
-    {"token create", "--role worker|edge [--uses N] [--hours H]", "make a join string", NULL, NULL, {token_rows, state_rows, json_rows}, 0, 0, NULL},
-    {"token list", "[options]", "tokens, without their secrets", NULL, NULL, {state_rows, json_rows}, 0, 0, NULL},
-    {"token revoke", "ID", "revoke a token and every key it admitted", NULL, NULL, {state_rows, json_rows}, 1, 1, "the token's ID"},
-    {"revoke", "KEY", "revoke one worker or edge by its key", NULL, NULL, {state_rows, json_rows}, 1, 1, "a KEY"},
-    {"epoch", "[options]", "the newest epoch: who holds how much", NULL, NULL, {state_rows, json_rows}, 0, 0, NULL},
+    {"token create",
+     "--role worker|edge [--uses N] [--hours H]",
+     "make a join string",
+     NULL,
+     NULL,
+     {token_rows, state_rows, json_rows},
+     0,
+     0,
+     NULL},
+    {"token list",
+     "[options]",
+     "tokens, without their secrets",
+     NULL,
+     NULL,
+     {state_rows, json_rows},
+     0,
+     0,
+     NULL},
+    {"token revoke",
+     "ID",
+     "revoke a token and every key it admitted",
+     NULL,
+     NULL,
+     {state_rows, json_rows},
+     1,
+     1,
+     "the token's ID"},
+    {"revoke",
+     "KEY",
+     "revoke one worker or edge by its key",
+     NULL,
+     NULL,
+     {state_rows, json_rows},
+     1,
+     1,
+     "a KEY"},
+    {"epoch",
+     "[options]",
+     "the newest epoch: who holds how much",
+     NULL,
+     NULL,
+     {state_rows, json_rows},
+     0,
+     0,
+     NULL},
 };
 
 static const cw_program program = {
@@ -92,12 +151,20 @@ static const cw_program program = {
 static cw_status serve(const options *o, cw_err *err)
 {
     CW_TRY(cw_signal_install(err));
-    shell_options s = {.model = o->model, .fallback = o->fallback, .listen = o->listen, .advertise = o->advertise,
-                       .store_listen = o->store_listen, .store_advertise = o->store_advertise, .state_dir = o->state,
-                       .store_rate = o->store_rate, .max_workers = (uint32_t)o->max_workers, .max_edges = (uint32_t)o->max_edges,
+    shell_options s = {.model = o->model,
+                       .fallback = o->fallback,
+                       .listen = o->listen,
+                       .advertise = o->advertise,
+                       .store_listen = o->store_listen,
+                       .store_advertise = o->store_advertise,
+                       .state_dir = o->state,
+                       .store_rate = o->store_rate,
+                       .max_workers = (uint32_t)o->max_workers,
+                       .max_edges = (uint32_t)o->max_edges,
                        .max_edges_per_token = (uint32_t)o->max_edges_per_token};
     cw_status st = coordinator_run(&s, err);
-    return st == CW_STATUS_CANCELLED && cw_signal_stopped() ? CW_OK : st; /* stopped while it was still hashing */
+    return st == CW_STATUS_CANCELLED && cw_signal_stopped() ? CW_OK
+                                                            : st; /* stopped while it was still hashing */
 }
 
 int main(int argc, char **argv)
@@ -116,7 +183,11 @@ int main(int argc, char **argv)
     if (!parsed.command->name[0]) {
         s = serve(&o, &err);
     } else {
-        admin_options a = {.state_dir = o.state, .json = o.json, .role = o.role, .uses = o.uses, .hours = o.hours,
+        admin_options a = {.state_dir = o.state,
+                           .json = o.json,
+                           .role = o.role,
+                           .uses = o.uses,
+                           .hours = o.hours,
                            .arg = parsed.n_args ? parsed.args[0] : NULL};
         s = admin_command(parsed.command->name, &a, &err);
     }

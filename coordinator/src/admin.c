@@ -21,9 +21,11 @@
 enum { LINE_MAX_BYTES = 8 << 20, REQUEST_MAX_BYTES = 64 << 10, CLIENT_TIMEOUT_S = 10, MAX_CLIENTS = 16 };
 static const char socket_name[] = "admin.sock";
 
-/* ---- addresses ---------------------------------------------------------------------------------------------- */
+/* ---- addresses
+ * ---------------------------------------------------------------------------------------------- */
 
-/* A unix address holds about 100 bytes; a longer directory is reached through its descriptor. `*dir_fd` -1: not needed. */
+/* A unix address holds about 100 bytes; a longer directory is reached through its descriptor. `*dir_fd` -1:
+ * not needed. */
 static cw_status make_address(const char *dir, struct sockaddr_un *a, int *dir_fd, cw_err *err)
 {
     *a = (struct sockaddr_un){.sun_family = AF_UNIX};
@@ -38,7 +40,8 @@ static cw_status make_address(const char *dir, struct sockaddr_un *a, int *dir_f
     return CW_OK;
 }
 
-/* ---- the server --------------------------------------------------------------------------------------------- */
+/* ---- the server
+ * --------------------------------------------------------------------------------------------- */
 
 typedef struct {
     int fd;
@@ -98,7 +101,9 @@ static char *ask_machine(admin_server *a, cJSON *request)
 static void serve_line(admin_server *a, int fd, const char *line)
 {
     cJSON *request = cJSON_Parse(line);
-    char *reply = cJSON_IsObject(request) ? ask_machine(a, request) : cw_strdup("{\"ok\":false,\"error\":\"a request is one JSON object a line\"}");
+    char *reply = cJSON_IsObject(request)
+                      ? ask_machine(a, request)
+                      : cw_strdup("{\"ok\":false,\"error\":\"a request is one JSON object a line\"}");
     cJSON_Delete(request);
     static const char failed[] = "{\"ok\":false,\"error\":\"the coordinator is stopping or out of memory\"}";
     const char *text = reply ? reply : failed;
@@ -151,9 +156,11 @@ static void *serve(void *arg)
     admin_server *a = arg;
     bool told = false;
     for (;;) {
-        struct pollfd fds[3 + MAX_CLIENTS] = {{.fd = a->quit[0], .events = POLLIN}, {.fd = a->listen_fd, .events = POLLIN},
+        struct pollfd fds[3 + MAX_CLIENTS] = {{.fd = a->quit[0], .events = POLLIN},
+                                              {.fd = a->listen_fd, .events = POLLIN},
                                               {.fd = told ? -1 : cw_signal_stop_fd(), .events = POLLIN}};
-        for (int i = 0; i < MAX_CLIENTS; i++) fds[3 + i] = (struct pollfd){.fd = a->clients[i].fd, .events = POLLIN};
+        for (int i = 0; i < MAX_CLIENTS; i++)
+            fds[3 + i] = (struct pollfd){.fd = a->clients[i].fd, .events = POLLIN};
         if (poll(fds, CW_ARRAY_LEN(fds), -1) < 0) continue;
         if (fds[0].revents) return NULL;
         if (fds[2].revents) {
@@ -171,14 +178,18 @@ static cw_status listen_at(admin_server *a, const char *dir, cw_err *err)
     struct sockaddr_un address;
     int dir_fd;
     CW_TRY(make_address(dir, &address, &dir_fd, err));
-    (void)unlink(address.sun_path); /* left by a process that died; the directory's lock says that it is ours now */
+    (void)unlink(
+        address.sun_path); /* left by a process that died; the directory's lock says that it is ours now */
     a->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     mode_t old = umask(0177);
-    bool ok = a->listen_fd >= 0 && bind(a->listen_fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(a->listen_fd, MAX_CLIENTS) == 0;
+    bool ok = a->listen_fd >= 0 && bind(a->listen_fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+              listen(a->listen_fd, MAX_CLIENTS) == 0;
     int e = errno;
     umask(old);
     if (dir_fd >= 0) close(dir_fd);
-    return ok ? CW_OK : CW_FAIL(err, CW_STATUS_IO, "cannot open the admin socket %s/%s: %s", dir, socket_name, strerror(e));
+    return ok ? CW_OK
+              : CW_FAIL(err, CW_STATUS_IO, "cannot open the admin socket %s/%s: %s", dir, socket_name,
+                        strerror(e));
 }
 
 cw_status admin_server_start(const char *dir, const admin_hooks *hooks, admin_server **out, cw_err *err)
@@ -194,7 +205,8 @@ cw_status admin_server_start(const char *dir, const admin_hooks *hooks, admin_se
     a->ended = true; /* no thread yet */
     a->path = cw_fs_join(dir, socket_name);
     if (!a->path) s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the admin socket");
-    if (s == CW_OK && pipe2(a->quit, O_CLOEXEC) != 0) s = CW_FAIL(err, CW_STATUS_IO, "cannot make a pipe: %s", strerror(errno));
+    if (s == CW_OK && pipe2(a->quit, O_CLOEXEC) != 0)
+        s = CW_FAIL(err, CW_STATUS_IO, "cannot make a pipe: %s", strerror(errno));
     if (s == CW_OK) s = listen_at(a, dir, err);
     if (s == CW_OK) {
         a->ended = false;
@@ -221,7 +233,8 @@ void admin_server_stop(admin_server **pa)
     pthread_cond_broadcast(&a->answered);
     pthread_mutex_unlock(&a->lock);
     if (running) {
-        while (write(a->quit[1], "q", 1) < 0 && errno == EINTR) {}
+        while (write(a->quit[1], "q", 1) < 0 && errno == EINTR) {
+        }
         pthread_join(a->thread, NULL);
         (void)unlink(a->path);
     }
@@ -256,7 +269,8 @@ void admin_answer(admin_server *a, const char *reply)
     pthread_mutex_unlock(&a->lock);
 }
 
-/* ---- the client --------------------------------------------------------------------------------------------- */
+/* ---- the client
+ * --------------------------------------------------------------------------------------------- */
 
 static cw_status connect_to(const char *dir, int *out, cw_err *err)
 {
@@ -270,7 +284,10 @@ static cw_status connect_to(const char *dir, int *out, cw_err *err)
     if (!ok) {
         if (fd >= 0) close(fd);
         if (e == ENOENT || e == ECONNREFUSED || e == ENOTDIR)
-            return CW_FAIL(err, CW_STATUS_UNREACHABLE, "no coordinator runs with the state directory %s: start one, or name its directory with --state", dir);
+            return CW_FAIL(err, CW_STATUS_UNREACHABLE,
+                           "no coordinator runs with the state directory %s: start one, or name its "
+                           "directory with --state",
+                           dir);
         return CW_FAIL(err, CW_STATUS_IO, "cannot reach the coordinator of %s: %s", dir, strerror(e));
     }
     struct timeval t = {.tv_sec = CLIENT_TIMEOUT_S};
@@ -298,8 +315,9 @@ static cw_status read_line(int fd, char **out, cw_err *err)
         if (k < 0 && errno == EINTR) continue;
         if (k <= 0) {
             cw_free(buf);
-            return k < 0 && errno == EAGAIN ? CW_FAIL(err, CW_STATUS_TIMEOUT, "the coordinator does not answer")
-                                            : CW_FAIL(err, CW_STATUS_UNREACHABLE, "the coordinator ended without an answer");
+            return k < 0 && errno == EAGAIN
+                       ? CW_FAIL(err, CW_STATUS_TIMEOUT, "the coordinator does not answer")
+                       : CW_FAIL(err, CW_STATUS_UNREACHABLE, "the coordinator ended without an answer");
         }
         n += (size_t)k;
         buf[n] = 0;
@@ -322,9 +340,12 @@ cw_status admin_ask(const char *dir, const char *request, cJSON **reply, cw_err 
     cJSON *all = cJSON_Parse(line);
     cw_free(line);
     const cJSON *error = cJSON_GetObjectItemCaseSensitive(all, "error");
-    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(all, "ok"))) *reply = cJSON_DetachItemFromObjectCaseSensitive(all, "result");
-    else if (cJSON_IsString(error)) s = CW_FAIL(err, CW_STATUS_REFUSED, "%s", error->valuestring);
-    else s = CW_FAIL(err, CW_STATUS_FORMAT, "the coordinator's answer cannot be read");
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(all, "ok")))
+        *reply = cJSON_DetachItemFromObjectCaseSensitive(all, "result");
+    else if (cJSON_IsString(error))
+        s = CW_FAIL(err, CW_STATUS_REFUSED, "%s", error->valuestring);
+    else
+        s = CW_FAIL(err, CW_STATUS_FORMAT, "the coordinator's answer cannot be read");
     cJSON_Delete(all);
     return s;
 }

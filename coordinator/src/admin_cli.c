@@ -34,12 +34,19 @@ static void print_status(const cJSON *r)
     char size[32];
     printf("model    %s, digest %.16s\n", str(r, "model"), str(r, "digest"));
     printf("control  %s, store %s\n", str(r, "control"), str(r, "store"));
-    if (num(r, "epoch") > 0) printf("epoch    %.0f.%.0f%s\n", num(r, "term"), num(r, "epoch"), cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(r, "settling")) ? ", settling after a restart" : "");
-    else printf("epoch    none yet\n");
-    printf("workers  %.0f connected of %.0f known, %.0f ready\n", num(r, "live_workers"), num(r, "workers"), num(r, "ready_workers"));
+    if (num(r, "epoch") > 0)
+        printf("epoch    %.0f.%.0f%s\n", num(r, "term"), num(r, "epoch"),
+               cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(r, "settling")) ? ", settling after a restart"
+                                                                             : "");
+    else
+        printf("epoch    none yet\n");
+    printf("workers  %.0f connected of %.0f known, %.0f ready\n", num(r, "live_workers"), num(r, "workers"),
+           num(r, "ready_workers"));
     printf("edges    %.0f connected\n", num(r, "edges"));
-    printf("experts  %.0f of %.0f have a home, each at least %.0f\n", num(r, "covered"), num(r, "experts"), num(r, "min_homes"));
-    if (num(r, "missing_bytes") > 0) printf("missing  %s of worker memory\n", cw_bytes_text(big(r, "missing_bytes"), size, sizeof size));
+    printf("experts  %.0f of %.0f have a home, each at least %.0f\n", num(r, "covered"), num(r, "experts"),
+           num(r, "min_homes"));
+    if (num(r, "missing_bytes") > 0)
+        printf("missing  %s of worker memory\n", cw_bytes_text(big(r, "missing_bytes"), size, sizeof size));
     if (str(r, "trouble")[0]) printf("trouble  %s\n", str(r, "trouble"));
 }
 
@@ -47,14 +54,19 @@ static void print_workers(const cJSON *r)
 {
     const cJSON *w;
     char used[32], memory[32];
-    if (!cJSON_GetArraySize(r)) printf("no worker has joined yet\n");
-    else printf("%-20s %-8s %-15s %-24s %10s %12s  %s\n", "NAME", "STATE", "EXPERTS", "MEMORY", "CALLS", "ROWS", "ADDRESS");
+    if (!cJSON_GetArraySize(r))
+        printf("no worker has joined yet\n");
+    else
+        printf("%-20s %-8s %-15s %-24s %10s %12s  %s\n", "NAME", "STATE", "EXPERTS", "MEMORY", "CALLS",
+               "ROWS", "ADDRESS");
     cJSON_ArrayForEach(w, r)
     {
         char experts[32], mem[72];
         snprintf(experts, sizeof experts, "%.0f of %.0f", num(w, "experts"), num(w, "wanted"));
-        snprintf(mem, sizeof mem, "%s of %s", cw_bytes_text(big(w, "used"), used, sizeof used), cw_bytes_text(big(w, "memory"), memory, sizeof memory));
-        printf("%-20s %-8s %-15s %-24s %10.0f %12.0f  %s\n", str(w, "name"), str(w, "state"), experts, mem, num(w, "calls"), num(w, "rows"), str(w, "address"));
+        snprintf(mem, sizeof mem, "%s of %s", cw_bytes_text(big(w, "used"), used, sizeof used),
+                 cw_bytes_text(big(w, "memory"), memory, sizeof memory));
+        printf("%-20s %-8s %-15s %-24s %10.0f %12.0f  %s\n", str(w, "name"), str(w, "state"), experts, mem,
+               num(w, "calls"), num(w, "rows"), str(w, "address"));
         printf("    key %s\n", str(w, "key"));
         if (str(w, "trouble")[0]) printf("    trouble: %s\n", str(w, "trouble"));
     }
@@ -63,16 +75,21 @@ static void print_workers(const cJSON *r)
 static void print_edges(const cJSON *r)
 {
     const cJSON *e;
-    if (!cJSON_GetArraySize(r)) printf("no edge is connected\n");
-    else printf("%-20s %-8s %6s %10s %10s  %s\n", "NAME", "MODE", "TOKEN", "TOKENS", "CALLS", "KEY");
-    cJSON_ArrayForEach(e, r) printf("%-20s %-8s %6.0f %10.0f %10.0f  %s\n", str(e, "name"), str(e, "mode"), num(e, "token"), num(e, "tokens"), num(e, "calls"), str(e, "key"));
+    if (!cJSON_GetArraySize(r))
+        printf("no edge is connected\n");
+    else
+        printf("%-20s %-8s %6s %10s %10s  %s\n", "NAME", "MODE", "TOKEN", "TOKENS", "CALLS", "KEY");
+    cJSON_ArrayForEach(e, r) printf("%-20s %-8s %6.0f %10.0f %10.0f  %s\n", str(e, "name"), str(e, "mode"),
+                                    num(e, "token"), num(e, "tokens"), num(e, "calls"), str(e, "key"));
 }
 
 static void print_tokens(const cJSON *r)
 {
     const cJSON *t;
-    if (!cJSON_GetArraySize(r)) printf("there are no tokens\n");
-    else printf("%4s %-7s %-8s %-10s %6s  %s\n", "ID", "ROLE", "STATE", "USES", "KEYS", "EXPIRES");
+    if (!cJSON_GetArraySize(r))
+        printf("there are no tokens\n");
+    else
+        printf("%4s %-7s %-8s %-10s %6s  %s\n", "ID", "ROLE", "STATE", "USES", "KEYS", "EXPIRES");
     cJSON_ArrayForEach(t, r)
     {
         char uses[32], when[32];
@@ -80,9 +97,12 @@ static void print_tokens(const cJSON *r)
         struct tm tm;
         gmtime_r(&at, &tm);
         strftime(when, sizeof when, "%Y-%m-%d %H:%M UTC", &tm);
-        if (num(t, "uses_max") > 0) snprintf(uses, sizeof uses, "%.0f of %.0f", num(t, "uses"), num(t, "uses_max"));
-        else snprintf(uses, sizeof uses, "%.0f", num(t, "uses"));
-        printf("%4.0f %-7s %-8s %-10s %6.0f  %s\n", num(t, "id"), str(t, "role"), str(t, "state"), uses, num(t, "keys"), when);
+        if (num(t, "uses_max") > 0)
+            snprintf(uses, sizeof uses, "%.0f of %.0f", num(t, "uses"), num(t, "uses_max"));
+        else
+            snprintf(uses, sizeof uses, "%.0f", num(t, "uses"));
+        printf("%4.0f %-7s %-8s %-10s %6.0f  %s\n", num(t, "id"), str(t, "role"), str(t, "state"), uses,
+               num(t, "keys"), when);
     }
 }
 
@@ -106,21 +126,18 @@ static void print_epoch(const cJSON *r)
     const cJSON *w;
     printf("epoch %.0f.%.0f\n", num(r, "term"), num(r, "number"));
     cJSON_ArrayForEach(w, cJSON_GetObjectItemCaseSensitive(r, "workers"))
-        printf("%4.0f %-20s %8.0f experts  %s\n", num(w, "id"), str(w, "name"), num(w, "experts"), str(w, "address"));
+        printf("%4.0f %-20s %8.0f experts  %s\n", num(w, "id"), str(w, "name"), num(w, "experts"),
+               str(w, "address"));
 }
 
 static const struct {
     const char *command, *request;
     void (*print)(const cJSON *r);
 } table[] = {
-    {"status", "status", print_status},
-    {"workers", "workers", print_workers},
-    {"edges", "edges", print_edges},
-    {"token create", "token_create", print_created},
-    {"token list", "tokens", print_tokens},
-    {"token revoke", "token_revoke", print_token_revoked},
-    {"revoke", "revoke", print_revoked},
-    {"epoch", "epoch", print_epoch},
+    {"status", "status", print_status},     {"workers", "workers", print_workers},
+    {"edges", "edges", print_edges},        {"token create", "token_create", print_created},
+    {"token list", "tokens", print_tokens}, {"token revoke", "token_revoke", print_token_revoked},
+    {"revoke", "revoke", print_revoked},    {"epoch", "epoch", print_epoch},
 };
 
 /* One object a line: a list gives as many lines as it has entries. */
@@ -148,7 +165,8 @@ static cw_status make_request(const char *name, const admin_options *o, char **o
     } else if (strcmp(name, "token_revoke") == 0) {
         char *end;
         double id = strtod(o->arg, &end);
-        if (*end || id < 1) s = CW_FAIL(err, CW_STATUS_INVALID, "\"%s\" is no token's number; token list shows them", o->arg);
+        if (*end || id < 1)
+            s = CW_FAIL(err, CW_STATUS_INVALID, "\"%s\" is no token's number; token list shows them", o->arg);
         cJSON_AddNumberToObject(q, "id", id);
     } else if (strcmp(name, "revoke") == 0) {
         cJSON_AddStringToObject(q, "key", o->arg);
@@ -169,8 +187,10 @@ cw_status admin_command(const char *command, const admin_options *o, cw_err *err
         cw_status s = admin_ask(o->state_dir, request, &reply, err);
         cJSON_free(request);
         if (s != CW_OK) return s;
-        if (o->json) print_json(reply);
-        else table[i].print(reply);
+        if (o->json)
+            print_json(reply);
+        else
+            table[i].print(reply);
         cJSON_Delete(reply);
         return CW_OK;
     }

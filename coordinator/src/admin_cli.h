@@ -1,13 +1,14 @@
-/* The sub-commands: a request to the running coordinator's admin socket, and its answer as text or as JSON lines. */
+/* The sub-commands: a request to the running coordinator's admin socket, and its answer as text or as JSON
+ * lines. */
 #pragma once
 #include "cw/status.h"
 
 typedef struct {
     const char *state_dir;
     bool json;
-    int role; /* token create: 0 worker, 1 edge */
-    int64_t uses; /* -1: the role's default */
-    double hours; /* 0: the role's default */
+    int role;        /* token create: 0 worker, 1 edge */
+    int64_t uses;    /* -1: the role's default */
+    double hours;    /* 0: the role's default */
     const char *arg; /* token revoke: id; revoke: key */
 } admin_options;
 

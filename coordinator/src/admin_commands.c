@@ -140,12 +140,14 @@ static cw_status do_tokens(call *a, cw_err *err)
 }
 
 /* A number of the request within bounds; `def` where it is absent. */
-static cw_status get_number(const call *a, const char *name, double min, double max, double def, double *out, cw_err *err)
+static cw_status get_number(const call *a, const char *name, double min, double max, double def, double *out,
+                            cw_err *err)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(a->request, name);
     if (v && !cJSON_IsNumber(v)) return CW_FAIL(err, CW_STATUS_INVALID, "%s is not a number", name);
     double d = v ? v->valuedouble : def;
-    if (!isfinite(d) || d < min || d > max) return CW_FAIL(err, CW_STATUS_INVALID, "%s must be between %g and %g", name, min, max);
+    if (!isfinite(d) || d < min || d > max)
+        return CW_FAIL(err, CW_STATUS_INVALID, "%s must be between %g and %g", name, min, max);
     *out = d;
     return CW_OK;
 }
@@ -161,8 +163,8 @@ static cw_status do_token_create(call *a, cw_err *err)
     CW_TRY(get_number(a, "hours", 0.001, 87600, worker ? 1 : 720, &hours, err));
     uint32_t id;
     char join[640];
-    CW_TRY(shell_token_create(a->sh, worker ? CW__PB__ROLE__ROLE_WORKER : CW__PB__ROLE__ROLE_EDGE, (uint32_t)uses, (int64_t)(hours * 3600e3),
-                              a->wall_ms, &id, join, err));
+    CW_TRY(shell_token_create(a->sh, worker ? CW__PB__ROLE__ROLE_WORKER : CW__PB__ROLE__ROLE_EDGE,
+                              (uint32_t)uses, (int64_t)(hours * 3600e3), a->wall_ms, &id, join, err));
     cw_json_object(a->j);
     cw_json_kstr(a->j, "join", join);
     cw_json_kuint(a->j, "id", id);
@@ -188,7 +190,8 @@ static cw_status do_revoke(call *a, cw_err *err)
     const cJSON *text = cJSON_GetObjectItemCaseSensitive(a->request, "key");
     cw_key key;
     if (!cJSON_IsString(text) || !cw_key_parse(text->valuestring, &key))
-        return CW_FAIL(err, CW_STATUS_INVALID, "a key is 64 hexadecimal characters, as workers and edges list them");
+        return CW_FAIL(err, CW_STATUS_INVALID,
+                       "a key is 64 hexadecimal characters, as workers and edges list them");
     CW_TRY(cw_coordinator_key_revoke(a->c, &key, a->now_us, a->wall_ms, a->out, err));
     cw_json_object(a->j);
     put_key(a->j, &key);
@@ -200,7 +203,9 @@ static cw_status do_epoch(call *a, cw_err *err)
 {
     cw_frame f = cw_coordinator_get_epoch(a->c);
     Cw__Pb__EpochBody *b = NULL;
-    if (!f.len) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "no epoch was published yet: no worker has loaded an expert");
+    if (!f.len)
+        return CW_FAIL(err, CW_STATUS_NOT_FOUND,
+                       "no epoch was published yet: no worker has loaded an expert");
     CW_TRY(cw_epoch_verify(cw_signer_public(shell_signer(a->sh)), f.data, f.len, &b, err));
     cw_json *j = a->j;
     cw_json_object(j);
@@ -212,7 +217,8 @@ static cw_status do_epoch(call *a, cw_err *err)
     for (size_t i = 0; i < b->n_workers; i++) {
         uint64_t n = 0;
         for (size_t s = 0; s < b->workers[i]->n_sets; s++)
-            for (size_t k = 0; k < b->workers[i]->sets[s]->experts.len; k++) n += (uint64_t)__builtin_popcount(b->workers[i]->sets[s]->experts.data[k]);
+            for (size_t k = 0; k < b->workers[i]->sets[s]->experts.len; k++)
+                n += (uint64_t)__builtin_popcount(b->workers[i]->sets[s]->experts.data[k]);
         cw_json_object(j);
         cw_json_kuint(j, "id", b->workers[i]->id);
         cw_json_kstr(j, "name", b->workers[i]->name);
@@ -230,8 +236,14 @@ static const struct {
     const char *name;
     cw_status (*run)(call *a, cw_err *err);
 } commands[] = {
-    {"status", do_status},         {"workers", do_workers},           {"edges", do_edges},   {"tokens", do_tokens},
-    {"token_create", do_token_create}, {"token_revoke", do_token_revoke}, {"revoke", do_revoke}, {"epoch", do_epoch},
+    {"status", do_status},
+    {"workers", do_workers},
+    {"edges", do_edges},
+    {"tokens", do_tokens},
+    {"token_create", do_token_create},
+    {"token_revoke", do_token_revoke},
+    {"revoke", do_revoke},
+    {"epoch", do_epoch},
 };
 
 char *admin_execute(shell *s, const cJSON *request, int64_t now_us, int64_t wall_ms, cw_outbox *out)
@@ -243,7 +255,13 @@ char *admin_execute(shell *s, const cJSON *request, int64_t now_us, int64_t wall
     cw_json_object(&j);
     cw_json_kbool(&j, "ok", true);
     cw_json_key(&j, "result");
-    call a = {.sh = s, .c = shell_machine(s), .request = request, .now_us = now_us, .wall_ms = wall_ms, .out = out, .j = &j};
+    call a = {.sh = s,
+              .c = shell_machine(s),
+              .request = request,
+              .now_us = now_us,
+              .wall_ms = wall_ms,
+              .out = out,
+              .j = &j};
     cw_status st = CW_FAIL(&err, CW_STATUS_INVALID, "there is no such command");
     for (size_t i = 0; cJSON_IsString(cmd) && i < CW_ARRAY_LEN(commands); i++)
         if (strcmp(cmd->valuestring, commands[i].name) == 0) st = commands[i].run(&a, &err);

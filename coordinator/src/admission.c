@@ -1,6 +1,6 @@
 /*
- * Who comes in: Hello and Enrol answered with Welcome, or with a refusal that tells a user what to do. A token use is
- * spent only when everything else is in order, and is saved before the Welcome leaves.
+ * Who comes in: Hello and Enrol answered with Welcome, or with a refusal that tells a user what to do. A
+ * token use is spent only when everything else is in order, and is saved before the Welcome leaves.
  */
 #include <stdio.h>
 #include <string.h>
@@ -16,12 +16,12 @@ typedef struct {
     char text[CW_TEXT_MAX];
 } verdict;
 
-#define REFUSE(v, c, retry, ...)                                                                                     \
-    do {                                                                                                             \
-        (v)->code = CW__PB__REFUSAL_CODE__REFUSAL_##c;                                                               \
-        (v)->retry_ms = (retry);                                                                                     \
-        snprintf((v)->text, sizeof (v)->text, __VA_ARGS__);                                                          \
-        return;                                                                                                      \
+#define REFUSE(v, c, retry, ...)                                                                             \
+    do {                                                                                                     \
+        (v)->code = CW__PB__REFUSAL_CODE__REFUSAL_##c;                                                       \
+        (v)->retry_ms = (retry);                                                                             \
+        snprintf((v)->text, sizeof(v)->text, __VA_ARGS__);                                                   \
+        return;                                                                                              \
     } while (0)
 
 static const char *role_name(Cw__Pb__Role r)
@@ -38,26 +38,36 @@ static void short_hex(const uint8_t *bytes, char out[17])
 static const char *ago(int64_t ms, char buf[32])
 {
     int64_t s = ms / 1000;
-    if (s < 120) snprintf(buf, 32, "%lld seconds", (long long)s);
-    else if (s < 2 * 3600) snprintf(buf, 32, "%lld minutes", (long long)(s / 60));
-    else if (s < 2 * 86400) snprintf(buf, 32, "%lld hours", (long long)(s / 3600));
-    else snprintf(buf, 32, "%lld days", (long long)(s / 86400));
+    if (s < 120)
+        snprintf(buf, 32, "%lld seconds", (long long)s);
+    else if (s < 2 * 3600)
+        snprintf(buf, 32, "%lld minutes", (long long)(s / 60));
+    else if (s < 2 * 86400)
+        snprintf(buf, 32, "%lld hours", (long long)(s / 3600));
+    else
+        snprintf(buf, 32, "%lld days", (long long)(s / 86400));
     return buf;
 }
 
 static void check_versions(const cw_coordinator *c, const Cw__Pb__Hello *h, verdict *v)
 {
     if (h->proto_min > CW_PROTO_MAX)
-        REFUSE(v, PROTOCOL, 0, "this coordinator speaks protocol %d to %d and %s needs at least %u: update the coordinator",
+        REFUSE(v, PROTOCOL, 0,
+               "this coordinator speaks protocol %d to %d and %s needs at least %u: update the coordinator",
                CW_PROTO_MIN, CW_PROTO_MAX, h->software, h->proto_min);
     if (h->proto_max < CW_PROTO_MIN)
-        REFUSE(v, PROTOCOL, 0, "this coordinator speaks protocol %d to %d and %s at most %u: update it", CW_PROTO_MIN,
-               CW_PROTO_MAX, h->software, h->proto_max);
+        REFUSE(v, PROTOCOL, 0, "this coordinator speaks protocol %d to %d and %s at most %u: update it",
+               CW_PROTO_MIN, CW_PROTO_MAX, h->software, h->proto_max);
     if (h->arithmetic_id != c->cfg.arithmetic_id)
-        REFUSE(v, NUMERICS, 0, "%s computes with arithmetic %u and this cluster with %u, so rows would differ: run the same version "
-               "everywhere", h->software, h->arithmetic_id, c->cfg.arithmetic_id);
+        REFUSE(v, NUMERICS, 0,
+               "%s computes with arithmetic %u and this cluster with %u, so rows would differ: run the same "
+               "version "
+               "everywhere",
+               h->software, h->arithmetic_id, c->cfg.arithmetic_id);
     if (h->fingerprint != c->cfg.fingerprint)
-        REFUSE(v, NUMERICS, 0, "the built-in test rows come out differently on this machine (%016llx, the cluster has %016llx) although "
+        REFUSE(v, NUMERICS, 0,
+               "the built-in test rows come out differently on this machine (%016llx, the cluster has "
+               "%016llx) although "
                "the arithmetic is the same: a miscompiled build, changed rounding modes or faulty memory",
                (unsigned long long)h->fingerprint, (unsigned long long)c->cfg.fingerprint);
 }
@@ -65,46 +75,69 @@ static void check_versions(const cw_coordinator *c, const Cw__Pb__Hello *h, verd
 static void check_model(const cw_coordinator *c, const Cw__Pb__Hello *h, verdict *v)
 {
     char ours[17], theirs[17];
-    if (h->model_digest.len == 0 || memcmp(h->model_digest.data, c->cfg.model_digest, CW_DIGEST_BYTES) == 0) return;
+    if (h->model_digest.len == 0 || memcmp(h->model_digest.data, c->cfg.model_digest, CW_DIGEST_BYTES) == 0)
+        return;
     short_hex(c->cfg.model_digest, ours);
     short_hex(h->model_digest.data, theirs);
-    REFUSE(v, MODEL, 0, "your model file is not this cluster's: yours has digest %s, the cluster serves %.128s with digest %s", theirs,
-           c->model_name, ours);
+    REFUSE(v, MODEL, 0,
+           "your model file is not this cluster's: yours has digest %s, the cluster serves %.128s with "
+           "digest %s",
+           theirs, c->model_name, ours);
 }
 
-static void check_token(const cw_coordinator *c, const Cw__Pb__Enrol *e, int64_t wall_ms, cw_token_row **token, verdict *v)
+static void check_token(const cw_coordinator *c, const Cw__Pb__Enrol *e, int64_t wall_ms,
+                        cw_token_row **token, verdict *v)
 {
     char when[32];
     uint8_t hash[CW_TOKEN_HASH_BYTES];
     cw_token_hash(e->token.data, e->token.len, hash);
     cw_token_row *t = token_find_hash(c, hash);
-    if (!t) REFUSE(v, TOKEN, 0, "the token in this join string is not one of this cluster's: ask its operator for a new join string");
-    if (t->revoked) REFUSE(v, TOKEN, 0, "the token in this join string was revoked: ask the cluster's operator for a new one");
+    if (!t)
+        REFUSE(v, TOKEN, 0,
+               "the token in this join string is not one of this cluster's: ask its operator for a new join "
+               "string");
+    if (t->revoked)
+        REFUSE(v, TOKEN, 0,
+               "the token in this join string was revoked: ask the cluster's operator for a new one");
     if (t->expires_ms <= wall_ms)
-        REFUSE(v, TOKEN, 0, "the token in this join string expired %s ago: make a new one with causeway-coordinator token create "
-               "--role %s", ago(wall_ms - t->expires_ms, when), role_name(t->role));
+        REFUSE(v, TOKEN, 0,
+               "the token in this join string expired %s ago: make a new one with causeway-coordinator token "
+               "create "
+               "--role %s",
+               ago(wall_ms - t->expires_ms, when), role_name(t->role));
     if (t->role != e->hello->role)
         REFUSE(v, ROLE, 0, "this join string is for %s, and this is %s: ask for one with --role %s",
                t->role == CW__PB__ROLE__ROLE_WORKER ? "workers" : "edges",
-               e->hello->role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge", role_name(e->hello->role));
+               e->hello->role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge",
+               role_name(e->hello->role));
     if (t->uses_max && t->uses >= t->uses_max)
-        REFUSE(v, TOKEN, 0, "the token in this join string is used up (%u of %u): make a new one with causeway-coordinator token create "
-               "--role %s", t->uses, t->uses_max, role_name(t->role));
+        REFUSE(v, TOKEN, 0,
+               "the token in this join string is used up (%u of %u): make a new one with "
+               "causeway-coordinator token create "
+               "--role %s",
+               t->uses, t->uses_max, role_name(t->role));
     *token = t;
 }
 
 /* Who it is: a known key, or a new one with a token. */
-static void check_identity(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e, int64_t wall_ms,
-                           cw_token_row **token, verdict *v)
+static void check_identity(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h,
+                           const Cw__Pb__Enrol *e, int64_t wall_ms, cw_token_row **token, verdict *v)
 {
     if (m && m->row.revoked)
-        REFUSE(v, REVOKED, 0, "the key of this %s was revoked by the operator: with a new state directory and a new join string it can "
-               "come back", role_name(m->row.role));
+        REFUSE(v, REVOKED, 0,
+               "the key of this %s was revoked by the operator: with a new state directory and a new join "
+               "string it can "
+               "come back",
+               role_name(m->row.role));
     if (m && m->row.role != h->role)
-        REFUSE(v, ROLE, 0, "this key was admitted as %s and now says it is %s: use a state directory of its own for each",
-               m->row.role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge", h->role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge");
+        REFUSE(v, ROLE, 0,
+               "this key was admitted as %s and now says it is %s: use a state directory of its own for each",
+               m->row.role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge",
+               h->role == CW__PB__ROLE__ROLE_WORKER ? "a worker" : "an edge");
     if (m) return;
-    if (!e) REFUSE(v, UNKNOWN_KEY, 0, "this coordinator does not know this key: start with a join string (--join)");
+    if (!e)
+        REFUSE(v, UNKNOWN_KEY, 0,
+               "this coordinator does not know this key: start with a join string (--join)");
     check_token(c, e, wall_ms, token, v);
 }
 
@@ -112,29 +145,37 @@ static void check_worker(const cw_coordinator *c, const member *m, const Cw__Pb_
 {
     const char *a = h->worker->data_address;
     if (strncmp(a, "tcp://", 6) != 0 || strstr(a, "//0.0.0.0:") || strstr(a, "//*") || strstr(a, "//[::]"))
-        REFUSE(v, NAME, 0, "edges cannot connect to %.200s: start the worker with --advertise tcp://HOST:PORT", a[0] ? a : "no address");
+        REFUSE(v, NAME, 0,
+               "edges cannot connect to %.200s: start the worker with --advertise tcp://HOST:PORT",
+               a[0] ? a : "no address");
     for (size_t i = 0; i < c->n_members; i++) {
         const member *o = c->members[i];
         if (o != m && o->worker && is_live(o) && h->name[0] && strcmp(o->row.name, h->name) == 0)
-            REFUSE(v, NAME, 5000, "a worker named %s is connected already with another key: choose a name with --name", h->name);
+            REFUSE(v, NAME, 5000,
+                   "a worker named %s is connected already with another key: choose a name with --name",
+                   h->name);
     }
 }
 
-static void check_room(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const cw_token_row *token, verdict *v)
+static void check_room(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h,
+                       const cw_token_row *token, verdict *v)
 {
     if (m && is_live(m)) return; /* the new link takes the old one's place */
     bool worker = h->role == CW__PB__ROLE__ROLE_WORKER;
     uint32_t live = live_count(c, h->role, 0), max = worker ? c->cfg.max_workers : c->cfg.max_edges;
     if (live >= max)
-        REFUSE(v, FULL, 30000, "the cluster's limit of %u connected %ss is reached: try again later", live, role_name(h->role));
+        REFUSE(v, FULL, 30000, "the cluster's limit of %u connected %ss is reached: try again later", live,
+               role_name(h->role));
     if (!token && m) token = token_find(c, m->row.token_id);
     if (token && token->max_live && (live = live_count(c, h->role, token->id)) >= token->max_live)
-        REFUSE(v, FULL, 30000, "this join string's limit of %u connected %ss is reached: try again later or ask for another one", live,
-               role_name(h->role));
+        REFUSE(
+            v, FULL, 30000,
+            "this join string's limit of %u connected %ss is reached: try again later or ask for another one",
+            live, role_name(h->role));
 }
 
-static void judge(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e, int64_t wall_ms,
-                  cw_token_row **token, verdict *v)
+static void judge(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e,
+                  int64_t wall_ms, cw_token_row **token, verdict *v)
 {
     check_versions(c, h, v);
     if (v->code == 0) check_identity(c, m, h, e, wall_ms, token, v);
@@ -143,7 +184,8 @@ static void judge(const cw_coordinator *c, const member *m, const Cw__Pb__Hello 
     if (v->code == 0) check_room(c, m, h, *token, v);
 }
 
-static void send_refusal(cw_outbox *out, cw_link link, Cw__Pb__RefusalCode code, const char *text, uint32_t retry_ms)
+static void send_refusal(cw_outbox *out, cw_link link, Cw__Pb__RefusalCode code, const char *text,
+                         uint32_t retry_ms)
 {
     Cw__Pb__Refusal r = CW__PB__REFUSAL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -162,8 +204,11 @@ static ProtobufCBinaryData make_ticket(cw_coordinator *c, const member *m, int64
         c->serial_saved += 1000;
         save_serial(c);
     }
-    cw_ticket t = {.edge = m->row.key, .not_after_ms = (uint64_t)wall_ms + c->cfg.times.ticket_ms, .streams = c->cfg.ticket_streams,
-                   .rows_per_s = c->cfg.ticket_rows_per_s, .serial = c->serial++};
+    cw_ticket t = {.edge = m->row.key,
+                   .not_after_ms = (uint64_t)wall_ms + c->cfg.times.ticket_ms,
+                   .streams = c->cfg.ticket_streams,
+                   .rows_per_s = c->cfg.ticket_rows_per_s,
+                   .serial = c->serial++};
     memcpy(t.cluster, c->cfg.cluster_id, sizeof t.cluster);
     memcpy(t.model_digest, c->cfg.model_digest, sizeof t.model_digest);
     ProtobufCBinaryData out = {0, NULL};
@@ -263,8 +308,11 @@ static member *enrol(cw_coordinator *c, const cw_event *ev, const Cw__Pb__Hello 
 static void set_name(cw_coordinator *c, member *m, const char *name, bool is_new)
 {
     char buf[CW_NAME_MAX + 1];
-    if (name[0]) snprintf(buf, sizeof buf, "%s", name);
-    else snprintf(buf, sizeof buf, "%s-%02x%02x%02x", role_name(m->row.role), m->row.key.b[0], m->row.key.b[1], m->row.key.b[2]);
+    if (name[0])
+        snprintf(buf, sizeof buf, "%s", name);
+    else
+        snprintf(buf, sizeof buf, "%s-%02x%02x%02x", role_name(m->row.role), m->row.key.b[0], m->row.key.b[1],
+                 m->row.key.b[2]);
     bool changed = strcmp(buf, m->row.name) != 0;
     memcpy(m->row.name, buf, sizeof buf);
     if (changed || is_new) save_key(c, &m->row);
@@ -286,7 +334,8 @@ void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
         return;
     }
     if (v.code != 0) {
-        CW_LOG_W("coordinator", "refused role=%s name=\"%s\" why=\"%s\"", role_name(h->role), h->name, v.text);
+        CW_LOG_W("coordinator", "refused role=%s name=\"%s\" why=\"%s\"", role_name(h->role), h->name,
+                 v.text);
         send_refusal(out, link, v.code, v.text, v.retry_ms);
         cw_close(out, link, v.text);
         link_remove(c, link);
@@ -300,7 +349,7 @@ void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
         take_facts(m, h);
         epochs_saw(c, h->epoch_term, h->epoch_number, m->row.name);
     }
-    CW_LOG_I("coordinator", "%s role=%s name=\"%s\" token=%u", is_new ? "enrolled" : "connected", role_name(h->role), m->row.name,
-             m->row.token_id);
+    CW_LOG_I("coordinator", "%s role=%s name=\"%s\" token=%u", is_new ? "enrolled" : "connected",
+             role_name(h->role), m->row.name, m->row.token_id);
     send_welcome(c, m, ev->wall_ms, out);
 }

@@ -1,6 +1,6 @@
 /*
- * The machine's life and its events: links, the dispatch of messages, heartbeats, and what the operator asks for. The
- * decisions are in admission.c, mover.c and epochs.c.
+ * The machine's life and its events: links, the dispatch of messages, heartbeats, and what the operator asks
+ * for. The decisions are in admission.c, mover.c and epochs.c.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,13 +15,25 @@ enum { SILENT_HEARTBEATS = 5 };
 void cw_coordinator_config_init(cw_coordinator_config *c)
 {
     *c = (cw_coordinator_config){
-        .max_workers = 1024, .max_edges = 10000, .ticket_streams = 8, .ticket_rows_per_s = 0,
-        .times = {.heartbeat_ms = 2000, .hello_ms = 2000, .ticket_ms = 3600 * 1000, .gather_ms = 300, .settle_ms = 10000, .lost_ms = 5000,
-                  .replace_ms = 30000, .progress_ms = 5000, .drop_grace_ms = 10000, .retry_ms = 10000},
+        .max_workers = 1024,
+        .max_edges = 10000,
+        .ticket_streams = 8,
+        .ticket_rows_per_s = 0,
+        .times = {.heartbeat_ms = 2000,
+                  .hello_ms = 2000,
+                  .ticket_ms = 3600 * 1000,
+                  .gather_ms = 300,
+                  .settle_ms = 10000,
+                  .lost_ms = 5000,
+                  .replace_ms = 30000,
+                  .progress_ms = 5000,
+                  .drop_grace_ms = 10000,
+                  .retry_ms = 10000},
     };
 }
 
-/* ---- life --------------------------------------------------------------------------------------------------- */
+/* ---- life
+ * --------------------------------------------------------------------------------------------------- */
 
 static int by_id(const void *a, const void *b)
 {
@@ -34,7 +46,8 @@ static cw_status restore(cw_coordinator *c, const cw_coordinator_state *state, i
     for (size_t i = 0; i < state->n_tokens; i++) {
         if (!state->tokens[i].id || token_find(c, state->tokens[i].id))
             return CW_FAIL(err, CW_STATUS_FORMAT, "the saved state has token %u twice", state->tokens[i].id);
-        if (!token_append(c, &state->tokens[i])) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for saved tokens");
+        if (!token_append(c, &state->tokens[i]))
+            return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for saved tokens");
     }
     for (size_t i = 0; i < state->n_keys; i++) {
         const cw_key_row *k = &state->keys[i];
@@ -45,17 +58,19 @@ static cw_status restore(cw_coordinator *c, const cw_coordinator_state *state, i
     }
     /* Epochs list workers by rising id, whatever order the rows came in; ids of new ones are higher still. */
     if (c->n_members) qsort(c->members, c->n_members, sizeof *c->members, by_id);
-    if (state->term >= (uint64_t)1 << 62) return CW_FAIL(err, CW_STATUS_FORMAT, "the saved term is impossible");
+    if (state->term >= (uint64_t)1 << 62)
+        return CW_FAIL(err, CW_STATUS_FORMAT, "the saved term is impossible");
     c->term = state->term + 1;
     c->serial = c->serial_saved = state->serial;
     save_term(c);
     return epochs_adopt(c, state, now_us, err);
 }
 
-cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coordinator_state *state, int64_t now_us,
-                             cw_coordinator **out, cw_err *err)
+cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coordinator_state *state,
+                             int64_t now_us, cw_coordinator **out, cw_err *err)
 {
-    CW_ASSERT(config->n_layers && config->n_layers <= CW_WIRE_MAX_LAYERS && config->n_experts && config->n_experts <= CW_WIRE_MAX_EXPERTS);
+    CW_ASSERT(config->n_layers && config->n_layers <= CW_WIRE_MAX_LAYERS && config->n_experts &&
+              config->n_experts <= CW_WIRE_MAX_EXPERTS);
     CW_ASSERT(config->signer);
     cw_status s = CW_OK;
     cw_coordinator *c = cw_calloc(1, sizeof *c);
@@ -73,7 +88,8 @@ cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coord
     }
     memcpy(c->expert_bytes, config->expert_bytes, config->n_layers * sizeof *c->expert_bytes);
     c->cfg.expert_bytes = c->expert_bytes;
-    for (uint32_t l = 0; l < config->n_layers; l++) c->n_model_experts += c->expert_bytes[l] ? config->n_experts : 0;
+    for (uint32_t l = 0; l < config->n_layers; l++)
+        c->n_model_experts += c->expert_bytes[l] ? config->n_experts : 0;
     CW_TRY_GOTO(s, restore(c, state, now_us, err));
     if (c->failed) {
         s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the coordinator");
@@ -104,7 +120,8 @@ void cw_coordinator_free(cw_coordinator **pc)
     *pc = NULL;
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------- */
+/* ---- events
+ * ------------------------------------------------------------------------------------------------- */
 
 void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
 {
@@ -112,7 +129,8 @@ void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
     worker_state *w = m->worker;
     if (!w) return;
     w->heard = false;
-    /* One that said goodbye is gone at once; its experts get other homes as soon as those of a lost one without replicas. */
+    /* One that said goodbye is gone at once; its experts get other homes as soon as those of a lost one
+     * without replicas. */
     w->lost_us = farewell ? now_us - (int64_t)c->cfg.times.lost_ms * 1000 : now_us;
     cw_expert_bits_clear(&w->asked);
     cw_expert_bits_clear(&w->leaving);
@@ -188,8 +206,10 @@ static bool on_member_message(cw_coordinator *c, link_state *l, const cw_event *
     switch (env->body_case) {
     case CW__PB__ENVELOPE__BODY_HOLDINGS:
         bad = sets_check(c, env->holdings->n_ready, env->holdings->ready);
-        if (bad) blame(c, l, ev->now_us, bad, out);
-        else on_holdings(c, l->who, env->holdings, ev->now_us);
+        if (bad)
+            blame(c, l, ev->now_us, bad, out);
+        else
+            on_holdings(c, l->who, env->holdings, ev->now_us);
         return true;
     case CW__PB__ENVELOPE__BODY_BYE:
         CW_LOG_I("coordinator", "left name=\"%s\" why=\"%s\"", l->who->row.name, env->bye->text);
@@ -286,20 +306,23 @@ void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
 
 void cw_coordinator_stop(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 {
-    for (size_t i = 0; i < c->n_members; i++) part_with(c, c->members[i], now_us, "the coordinator stops", out);
+    for (size_t i = 0; i < c->n_members; i++)
+        part_with(c, c->members[i], now_us, "the coordinator stops", out);
     while (c->n_links) {
         cw_close(out, c->links[c->n_links - 1].link, "the coordinator stops");
         c->n_links--;
     }
 }
 
-/* ---- the operator ------------------------------------------------------------------------------------------- */
+/* ---- the operator
+ * ------------------------------------------------------------------------------------------- */
 
 cw_status cw_coordinator_token_add(cw_coordinator *c, const cw_token_row *t, uint32_t *id, cw_err *err)
 {
     if (t->role != CW__PB__ROLE__ROLE_WORKER && t->role != CW__PB__ROLE__ROLE_EDGE)
         return CW_FAIL(err, CW_STATUS_INVALID, "a token is for workers or for edges");
-    if (t->expires_ms <= t->created_ms) return CW_FAIL(err, CW_STATUS_INVALID, "a token must live for some time");
+    if (t->expires_ms <= t->created_ms)
+        return CW_FAIL(err, CW_STATUS_INVALID, "a token must live for some time");
     cw_token_row row = *t;
     row.id = 1;
     for (size_t i = 0; i < c->n_tokens; i++)
@@ -343,8 +366,8 @@ static void after_revocation(cw_coordinator *c, int64_t now_us, int64_t wall_ms,
     if (c->failed) out->failed = true;
 }
 
-cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t now_us, int64_t wall_ms, cw_outbox *out,
-                                      uint32_t *n_keys, cw_err *err)
+cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t now_us, int64_t wall_ms,
+                                      cw_outbox *out, uint32_t *n_keys, cw_err *err)
 {
     cw_token_row *t = token_find(c, id);
     if (!t) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "there is no token %u", id);
@@ -360,7 +383,8 @@ cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t no
     return CW_OK;
 }
 
-cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_t now_us, int64_t wall_ms, cw_outbox *out, cw_err *err)
+cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_t now_us, int64_t wall_ms,
+                                    cw_outbox *out, cw_err *err)
 {
     member *m = member_find(c, key);
     if (!m) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "no such key was admitted");

@@ -1,6 +1,6 @@
 /*
- * The coordinator's machine from the inside: registry (registry.c), admission (admission.c), placement over time
- * (mover.c), epochs (epochs.c), events (coordinator.c). One thread; see cw/coordinator.h.
+ * The coordinator's machine from the inside: registry (registry.c), admission (admission.c), placement over
+ * time (mover.c), epochs (epochs.c), events (coordinator.c). One thread; see cw/coordinator.h.
  */
 #pragma once
 #include "cw/coordinator.h"
@@ -15,14 +15,14 @@ typedef struct {
     uint32_t threads;
     float speed;
     bool local_model;
-    bool heard;         /* Holdings came on this link: `held` is the truth */
-    bool planned;       /* the placement counts on it */
-    int64_t lost_us;    /* since when it is away, where it has no link */
-    cw_expert_bits held;     /* READY there, as it said; without what it was told to drop */
-    cw_expert_bits wanted;   /* placement: what it shall hold */
-    cw_expert_bits asked;    /* assigned, not READY yet */
-    cw_expert_bits leaving;  /* to be dropped: already missing in the next epoch */
-    cw_expert_bits dropping; /* Drop sent, not confirmed: still in its memory */
+    bool heard;               /* Holdings came on this link: `held` is the truth */
+    bool planned;             /* the placement counts on it */
+    int64_t lost_us;          /* since when it is away, where it has no link */
+    cw_expert_bits held;      /* READY there, as it said; without what it was told to drop */
+    cw_expert_bits wanted;    /* placement: what it shall hold */
+    cw_expert_bits asked;     /* assigned, not READY yet */
+    cw_expert_bits leaving;   /* to be dropped: already missing in the next epoch */
+    cw_expert_bits dropping;  /* Drop sent, not confirmed: still in its memory */
     cw_expert_bits published; /* in the newest epoch; is_published says whether it is there at all */
     bool is_published;
     char published_address[CW_ADDRESS_MAX];
@@ -42,7 +42,7 @@ typedef struct {
 /* Somebody who was admitted once. */
 typedef struct {
     cw_key_row row;
-    cw_link link; /* 0: not connected */
+    cw_link link;         /* 0: not connected */
     worker_state *worker; /* NULL for edges */
     edge_state edge;
 } member;

@@ -1,6 +1,7 @@
 /*
- * Epochs: what everybody is told about who holds what. (term, number) only rises; the term is saved before anything is
- * published under it; the number goes on over terms. An epoch lists what is READY and not about to be dropped.
+ * Epochs: what everybody is told about who holds what. (term, number) only rises; the term is saved before
+ * anything is published under it; the number goes on over terms. An epoch lists what is READY and not about
+ * to be dropped.
  */
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 bool set_list_init(set_list *s, const cw_expert_bits *b)
 {
     size_t set_bytes = (b->n_experts + 7) / 8;
-    *s = (set_list){.sets = cw_calloc(b->n_layers, sizeof *s->sets), .items = cw_calloc(b->n_layers, sizeof *s->items),
+    *s = (set_list){.sets = cw_calloc(b->n_layers, sizeof *s->sets),
+                    .items = cw_calloc(b->n_layers, sizeof *s->items),
                     .bytes = cw_calloc(b->n_layers, set_bytes)};
     if (!s->sets || !s->items || !s->bytes) {
         set_list_free(s);
@@ -51,7 +53,8 @@ const char *sets_check(const cw_coordinator *c, size_t n, Cw__Pb__LayerSet *cons
         const ProtobufCBinaryData *b = &sets[i]->experts;
         for (size_t k = 0; k < b->len; k++)
             for (int bit = 0; bit < 8; bit++)
-                if ((b->data[k] >> bit & 1) && (k * 8 + (size_t)bit >= c->cfg.n_experts || !c->expert_bytes[sets[i]->layer]))
+                if ((b->data[k] >> bit & 1) &&
+                    (k * 8 + (size_t)bit >= c->cfg.n_experts || !c->expert_bytes[sets[i]->layer]))
                     return "an expert the model does not have";
     }
     return NULL;
@@ -72,8 +75,8 @@ static bool in_epoch(const cw_coordinator *c, const member *m, int64_t now_us)
     if (!w || m->row.revoked) return false;
     if (is_counted(m)) return true;
     if (c->settle_until) return w->is_published; /* nothing is taken away while settling */
-    /* Its link to us may be all that broke, and edges notice a dead worker by themselves. A worker that is back and
-       has not said yet what it holds stays as it was. */
+    /* Its link to us may be all that broke, and edges notice a dead worker by themselves. A worker that is
+       back and has not said yet what it holds stays as it was. */
     return w->is_published && (is_live(m) || now_us < after_ms(w->lost_us, c->cfg.times.lost_ms));
 }
 
@@ -101,7 +104,9 @@ static difference compare(const cw_coordinator *c, int64_t now_us, cw_expert_bit
         }
         if (w->is_published && !in) return URGENT;
         if (!in || !is_counted(m)) continue;
-        if (w->is_published && cw_expert_bits_equal(tmp, &w->published) && strcmp(w->address, w->published_address) == 0) continue;
+        if (w->is_published && cw_expert_bits_equal(tmp, &w->published) &&
+            strcmp(w->address, w->published_address) == 0)
+            continue;
         if (w->is_published && strcmp(w->address, w->published_address) != 0) return URGENT;
         if (cw_expert_bits_empty(&w->asked) || !cw_expert_bits_empty(&w->leaving)) return URGENT;
         /* Less than was published: a home that is named and not there costs every edge a round trip. */
@@ -128,11 +133,14 @@ static size_t fill_worker(const member *m, const cw_expert_bits *tmp, Cw__Pb__Ep
     return 1;
 }
 
-/* Signed(EpochBody) of what is there now, the published sets of the workers set to it. NULL: out of memory. */
-static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, int64_t now_us, int64_t wall_ms, cw_expert_bits *tmp)
+/* Signed(EpochBody) of what is there now, the published sets of the workers set to it. NULL: out of memory.
+ */
+static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, int64_t now_us, int64_t wall_ms,
+                           cw_expert_bits *tmp)
 {
     Cw__Pb__EpochBody body = CW__PB__EPOCH_BODY__INIT;
-    Cw__Pb__EpochWorker *items = cw_calloc(c->n_members, sizeof *items), **ptrs = cw_calloc(c->n_members, sizeof *ptrs);
+    Cw__Pb__EpochWorker *items = cw_calloc(c->n_members, sizeof *items),
+                        **ptrs = cw_calloc(c->n_members, sizeof *ptrs);
     set_list *sets = cw_calloc(c->n_members, sizeof *sets);
     uint8_t *bytes = NULL;
     shared_bytes *out = NULL;
@@ -199,7 +207,8 @@ static void publish(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_exper
         cw_frame f = shared_bytes_frame(e);
         cw_send(out, c->links[i].link, &env, &f, 1);
     }
-    CW_LOG_I("coordinator", "epoch term=%llu number=%llu", (unsigned long long)c->epoch_term, (unsigned long long)c->number);
+    CW_LOG_I("coordinator", "epoch term=%llu number=%llu", (unsigned long long)c->epoch_term,
+             (unsigned long long)c->number);
 }
 
 void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *out)
@@ -211,8 +220,10 @@ void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *
     }
     difference d = compare(c, now_us, &tmp);
     int64_t progress_at = after_ms(c->published_us, c->cfg.times.progress_ms);
-    if (d == URGENT || (d == PROGRESS && (now_us >= progress_at || !c->number))) publish(c, now_us, wall_ms, &tmp, out);
-    else if (d == PROGRESS) cw_outbox_wake(out, progress_at);
+    if (d == URGENT || (d == PROGRESS && (now_us >= progress_at || !c->number)))
+        publish(c, now_us, wall_ms, &tmp, out);
+    else if (d == PROGRESS)
+        cw_outbox_wake(out, progress_at);
     cw_expert_bits_free(&tmp);
 }
 
@@ -221,12 +232,16 @@ void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *w
     uint64_t newest_term = c->epoch ? c->epoch_term : 0, newest = c->epoch ? c->number : 0;
     if (term < newest_term || (term == newest_term && number <= newest)) return;
     if (term >= (uint64_t)1 << 62) {
-        CW_LOG_E("coordinator", "worker \"%s\" reports an impossible term %llu, ignored", who, (unsigned long long)term);
+        CW_LOG_E("coordinator", "worker \"%s\" reports an impossible term %llu, ignored", who,
+                 (unsigned long long)term);
         return;
     }
-    CW_LOG_W("coordinator", "worker \"%s\" has seen epoch %llu.%llu, ours is %llu.%llu: an older state was restored, or a second "
-             "coordinator ran; a new epoch overrules it", who, (unsigned long long)term, (unsigned long long)number,
-             (unsigned long long)newest_term, (unsigned long long)newest);
+    CW_LOG_W(
+        "coordinator",
+        "worker \"%s\" has seen epoch %llu.%llu, ours is %llu.%llu: an older state was restored, or a second "
+        "coordinator ran; a new epoch overrules it",
+        who, (unsigned long long)term, (unsigned long long)number, (unsigned long long)newest_term,
+        (unsigned long long)newest);
     c->republish = true;
     if (term < c->term) return;
     c->term = term + 1;
@@ -238,7 +253,8 @@ static cw_status adopt_workers(cw_coordinator *c, const Cw__Pb__EpochBody *body,
     for (size_t i = 0; i < body->n_workers; i++) {
         const Cw__Pb__EpochWorker *ew = body->workers[i];
         cw_key key;
-        if (ew->key.len != CW_KEY_BYTES) return CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch names a worker without a key");
+        if (ew->key.len != CW_KEY_BYTES)
+            return CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch names a worker without a key");
         memcpy(key.b, ew->key.data, CW_KEY_BYTES);
         member *m = member_find(c, &key);
         if (!m || !m->worker || m->row.revoked) { /* revoked since */
@@ -268,16 +284,21 @@ cw_status epochs_adopt(cw_coordinator *c, const cw_coordinator_state *state, int
     Cw__Pb__EpochBody *body = NULL;
     Cw__Pb__Signed *sig = cw__pb__signed__unpack(NULL, state->epoch_bytes, state->epoch);
     if (sig) body = cw__pb__epoch_body__unpack(NULL, sig->body.len, sig->body.data);
-    if (!body) s = CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch cannot be read");
-    else if (body->term > state->term) s = CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch is of term %llu, above the saved term %llu",
-                                                   (unsigned long long)body->term, (unsigned long long)state->term);
+    if (!body)
+        s = CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch cannot be read");
+    else if (body->term > state->term)
+        s = CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch is of term %llu, above the saved term %llu",
+                    (unsigned long long)body->term, (unsigned long long)state->term);
     if (s == CW_OK) {
         c->number = body->number;
-        bool same_model = body->model_digest.len == CW_DIGEST_BYTES && memcmp(body->model_digest.data, c->cfg.model_digest, CW_DIGEST_BYTES) == 0;
+        bool same_model = body->model_digest.len == CW_DIGEST_BYTES &&
+                          memcmp(body->model_digest.data, c->cfg.model_digest, CW_DIGEST_BYTES) == 0;
         if (same_model && (s = adopt_workers(c, body, now_us, err)) == CW_OK) {
             c->epoch = shared_bytes_new(state->epoch_bytes);
-            if (!c->epoch) s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the saved epoch");
-            else memcpy(shared_bytes_data(c->epoch), state->epoch, state->epoch_bytes);
+            if (!c->epoch)
+                s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the saved epoch");
+            else
+                memcpy(shared_bytes_data(c->epoch), state->epoch, state->epoch_bytes);
             c->epoch_term = body->term;
         }
     }

@@ -41,7 +41,8 @@ uint64_t cw_expert_bits_bytes(const cw_expert_bits *b, const uint64_t *layer_byt
     uint64_t sum = 0;
     for (uint32_t l = 0; l < b->n_layers; l++) {
         uint64_t n = 0;
-        for (uint32_t i = 0; i < b->words; i++) n += (uint64_t)__builtin_popcountll(b->bits[(size_t)l * b->words + i]);
+        for (uint32_t i = 0; i < b->words; i++)
+            n += (uint64_t)__builtin_popcountll(b->bits[(size_t)l * b->words + i]);
         sum += n * layer_bytes[l];
     }
     return sum;

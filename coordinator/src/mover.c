@@ -1,9 +1,10 @@
 /*
  * From a placement to what workers hold, make before break.
  *
- * Every worker has sets: wanted (placement), asked (assigned, not READY), held (READY), leaving (left out of the next
- * epoch), dropping (told to drop, not confirmed). An expert goes held -> leaving -> dropping, and each arrow asks whether
- * another connected worker has it READY and keeps it, at that moment. Memory counts held, asked and dropping.
+ * Every worker has sets: wanted (placement), asked (assigned, not READY), held (READY), leaving (left out of
+ * the next epoch), dropping (told to drop, not confirmed). An expert goes held -> leaving -> dropping, and
+ * each arrow asks whether another connected worker has it READY and keeps it, at that moment. Memory counts
+ * held, asked and dropping.
  */
 #include <stdio.h>
 #include <string.h>
@@ -23,9 +24,11 @@ static void replan_now(cw_coordinator *c, int64_t now_us)
     c->replan_us = now_us;
 }
 
-/* ---- who counts --------------------------------------------------------------------------------------------- */
+/* ---- who counts
+ * --------------------------------------------------------------------------------------------- */
 
-static bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e, bool in_epoch)
+static bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e,
+                               bool in_epoch)
 {
     for (size_t i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
@@ -78,9 +81,11 @@ static void watch_absent(cw_coordinator *c, int64_t now_us)
     }
 }
 
-/* ---- placement ---------------------------------------------------------------------------------------------- */
+/* ---- placement
+ * ---------------------------------------------------------------------------------------------- */
 
-/* What the placement may count on. A worker that has been away since we started did not say: what it held, and its reserve. */
+/* What the placement may count on. A worker that has been away since we started did not say: what it held,
+ * and its reserve. */
 static uint64_t memory_of(const cw_coordinator *c, const worker_state *w)
 {
     if (w->memory_bytes) return w->memory_bytes;
@@ -90,7 +95,8 @@ static uint64_t memory_of(const cw_coordinator *c, const worker_state *w)
     return bytes + bytes / 49 + 1 + largest;
 }
 
-static bool run_placement(cw_coordinator *c, size_t n, member **who, cw_placement_worker *in, cw_expert_bits *sets, cw_placement_result *res)
+static bool run_placement(cw_coordinator *c, size_t n, member **who, cw_placement_worker *in,
+                          cw_expert_bits *sets, cw_placement_result *res)
 {
     for (size_t i = 0; i < n; i++) {
         worker_state *w = who[i]->worker;
@@ -102,8 +108,11 @@ static bool run_placement(cw_coordinator *c, size_t n, member **who, cw_placemen
         }
         in[i] = (cw_placement_worker){.memory = memory_of(c, w), .previous = &w->wanted};
     }
-    cw_placement_input input = {.n_layers = c->cfg.n_layers, .n_experts = c->cfg.n_experts, .expert_bytes = c->expert_bytes,
-                                .workers = in, .n_workers = (uint32_t)n};
+    cw_placement_input input = {.n_layers = c->cfg.n_layers,
+                                .n_experts = c->cfg.n_experts,
+                                .expert_bytes = c->expert_bytes,
+                                .workers = in,
+                                .n_workers = (uint32_t)n};
     return cw_placement(&input, sets, res);
 }
 
@@ -136,7 +145,8 @@ static void plan(cw_coordinator *c, int64_t now_us)
     cw_free(who);
 }
 
-/* ---- moves -------------------------------------------------------------------------------------------------- */
+/* ---- moves
+ * -------------------------------------------------------------------------------------------------- */
 
 static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, bool assign, cw_outbox *out)
 {
@@ -165,19 +175,22 @@ static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, 
     }
     cw_send(out, m->link, &env, NULL, 0);
     set_list_free(&s);
-    CW_LOG_I("coordinator", "%s worker=\"%s\" seq=%llu experts=%u", assign ? "assign" : "drop", m->row.name, (unsigned long long)w->seq,
-             cw_expert_bits_count(bits));
+    CW_LOG_I("coordinator", "%s worker=\"%s\" seq=%llu experts=%u", assign ? "assign" : "drop", m->row.name,
+             (unsigned long long)w->seq, cw_expert_bits_count(bits));
 }
 
-/* What is wanted and not there or on its way, as far as it fits now; the rest follows when a Drop has made room. */
+/* What is wanted and not there or on its way, as far as it fits now; the rest follows when a Drop has made
+ * room. */
 static void make(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_outbox *out)
 {
     worker_state *w = m->worker;
     cw_expert_bits_copy(tmp, &w->held);
     cw_expert_bits_or(tmp, &w->asked);
     cw_expert_bits_or(tmp, &w->dropping);
-    uint64_t used = cw_expert_bits_bytes(tmp, c->expert_bytes), room = w->memory_bytes > used ? w->memory_bytes - used : 0;
-    for (size_t i = 0; i < (size_t)tmp->n_layers * tmp->words; i++) tmp->bits[i] = w->wanted.bits[i] & ~tmp->bits[i];
+    uint64_t used = cw_expert_bits_bytes(tmp, c->expert_bytes),
+             room = w->memory_bytes > used ? w->memory_bytes - used : 0;
+    for (size_t i = 0; i < (size_t)tmp->n_layers * tmp->words; i++)
+        tmp->bits[i] = w->wanted.bits[i] & ~tmp->bits[i];
     bool any = false;
     for (uint32_t l = 0; l < tmp->n_layers; l++)
         for (uint32_t e = 0; e < tmp->n_experts; e++) {
@@ -228,7 +241,8 @@ static void stay_where_needed(cw_coordinator *c, member *m)
     cw_expert_bits *b = &m->worker->leaving;
     for (uint32_t l = 0; l < b->n_layers; l++)
         for (uint32_t e = 0; e < b->n_experts; e++)
-            if (cw_expert_bits_has(b, l, e) && (cw_expert_bits_has(&m->worker->wanted, l, e) || !has_home_elsewhere(c, m, l, e, false)))
+            if (cw_expert_bits_has(b, l, e) &&
+                (cw_expert_bits_has(&m->worker->wanted, l, e) || !has_home_elsewhere(c, m, l, e, false)))
                 cw_expert_bits_put(b, l, e, false);
 }
 
@@ -243,7 +257,8 @@ static bool is_urgent(const cw_coordinator *c, cw_expert_bits *tmp)
     return !cw_expert_bits_empty(tmp);
 }
 
-static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_expert_bits *tmp, cw_outbox *out)
+static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_expert_bits *tmp,
+                 cw_outbox *out)
 {
     worker_state *w = m->worker;
     /* A late call for a dropped expert costs a round trip; an expert without a home costs the answer. */
@@ -255,8 +270,10 @@ static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_e
     make(c, m, tmp, out);
     if (c->settle_until) return;
     stay_where_needed(c, m);
-    if (cw_expert_bits_empty(&w->leaving)) start_leaving(c, m, now_us);
-    else if (now_us >= after_ms(w->leave_us, grace)) end_leaving(c, m, tmp, out);
+    if (cw_expert_bits_empty(&w->leaving))
+        start_leaving(c, m, now_us);
+    else if (now_us >= after_ms(w->leave_us, grace))
+        end_leaving(c, m, tmp, out);
 }
 
 void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
@@ -270,7 +287,8 @@ void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
     }
     bool urgent = is_urgent(c, &tmp);
     for (size_t i = 0; i < c->n_members; i++)
-        if (is_counted(c->members[i]) && c->members[i]->worker->planned) move(c, c->members[i], now_us, urgent, &tmp, out);
+        if (is_counted(c->members[i]) && c->members[i]->worker->planned)
+            move(c, c->members[i], now_us, urgent, &tmp, out);
     cw_expert_bits_free(&tmp);
     if (c->replan_us != INT64_MAX && !c->settle_until) cw_outbox_wake(out, c->replan_us);
 }
@@ -283,13 +301,17 @@ void on_holdings(cw_coordinator *c, member *m, const Cw__Pb__Holdings *h, int64_
     if (h->seq >= w->drop_seq) cw_expert_bits_clear(&w->dropping);
     cw_expert_bits_andnot(&w->held, &w->dropping);
     cw_expert_bits_andnot(&w->asked, &w->held);
-    for (size_t i = 0; i < (size_t)w->held.n_layers * w->held.words; i++) w->leaving.bits[i] &= w->held.bits[i];
+    for (size_t i = 0; i < (size_t)w->held.n_layers * w->held.words; i++)
+        w->leaving.bits[i] &= w->held.bits[i];
     w->memory_used = h->memory_used;
-    if (strcmp(w->trouble, h->trouble) != 0 && h->trouble[0]) CW_LOG_W("coordinator", "worker \"%s\": %s", m->row.name, h->trouble);
+    if (strcmp(w->trouble, h->trouble) != 0 && h->trouble[0])
+        CW_LOG_W("coordinator", "worker \"%s\": %s", m->row.name, h->trouble);
     snprintf(w->trouble, sizeof w->trouble, "%s", h->trouble);
     bool stuck = !cw_expert_bits_empty(&w->asked) && (h->trouble[0] || h->seq >= w->assign_seq);
-    if (!stuck) w->retry_us = INT64_MAX;
-    else if (w->retry_us == INT64_MAX) w->retry_us = after_ms(now_us, c->cfg.times.retry_ms);
+    if (!stuck)
+        w->retry_us = INT64_MAX;
+    else if (w->retry_us == INT64_MAX)
+        w->retry_us = after_ms(now_us, c->cfg.times.retry_ms);
     bool first = !w->heard;
     w->heard = true;
     if (first && (!w->planned || w->planned_memory != w->memory_bytes)) {

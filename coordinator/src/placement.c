@@ -1,11 +1,12 @@
 /*
  * Placement; the rules are in cw/placement.h.
  *
- * First how many, then which. `measure` gives every worker its share: a number of experts a layer, from its own memory
- * alone, so that workers that come and go do not shift the roundings of the others; `repair` raises shares where a layer
- * would not be covered. Then layer by layer: a bipartite matching gives every expert one home, where it was before if the
- * shares allow; what is left of the shares keeps what was there, then holds replicas of the experts with fewest homes.
- * A placement that is fed back as `previous` comes out unchanged.
+ * First how many, then which. `measure` gives every worker its share: a number of experts a layer, from its
+ * own memory alone, so that workers that come and go do not shift the roundings of the others; `repair`
+ * raises shares where a layer would not be covered. Then layer by layer: a bipartite matching gives every
+ * expert one home, where it was before if the shares allow; what is left of the shares keeps what was there,
+ * then holds replicas of the experts with fewest homes. A placement that is fed back as `previous` comes out
+ * unchanged.
  */
 #include "cw/placement.h"
 
@@ -21,17 +22,21 @@ typedef struct {
     const cw_placement_input *in;
     cw_expert_bits *sets;
     uint32_t n_workers, n_experts;
-    uint64_t total;   /* bytes of all experts */
-    uint64_t *slack;  /* [n_workers] bytes it may still fill */
-    uint64_t *spare;  /* [n_workers] move reserve: for coverage only, where nothing else is left */
-    uint64_t *cap;    /* [n_workers] bytes it may hold, reserve taken off */
-    uint32_t *share;  /* [n_workers, n_layers] experts it holds in the end */
-    uint32_t *sum;    /* [n_layers] of the shares */
-    uint32_t *quota;  /* [n_workers] of the share of this layer, not given yet */
-    bool *seen;       /* [n_workers] by the matching */
-    int32_t *home;    /* [n_experts] home by the matching */
-    uint32_t *homes;  /* [n_experts] */
-    struct candidate { uint32_t homes, expert; bool had; float load; } *cand; /* [n_experts] */
+    uint64_t total;  /* bytes of all experts */
+    uint64_t *slack; /* [n_workers] bytes it may still fill */
+    uint64_t *spare; /* [n_workers] move reserve: for coverage only, where nothing else is left */
+    uint64_t *cap;   /* [n_workers] bytes it may hold, reserve taken off */
+    uint32_t *share; /* [n_workers, n_layers] experts it holds in the end */
+    uint32_t *sum;   /* [n_layers] of the shares */
+    uint32_t *quota; /* [n_workers] of the share of this layer, not given yet */
+    bool *seen;      /* [n_workers] by the matching */
+    int32_t *home;   /* [n_experts] home by the matching */
+    uint32_t *homes; /* [n_experts] */
+    struct candidate {
+        uint32_t homes, expert;
+        bool had;
+        float load;
+    } * cand; /* [n_experts] */
 } plan;
 
 uint64_t cw_placement_reserve(uint64_t memory, uint64_t largest_expert)
@@ -51,9 +56,11 @@ static uint32_t *share_of(const plan *p, uint32_t w, uint32_t layer)
     return &p->share[(size_t)w * p->in->n_layers + layer];
 }
 
-/* ---- how many ----------------------------------------------------------------------------------------------- */
+/* ---- how many
+ * ----------------------------------------------------------------------------------------------- */
 
-/* Of n experts of this layer, after `cum` of earlier layers: the difference of floor(cumulative * cap / total). */
+/* Of n experts of this layer, after `cum` of earlier layers: the difference of floor(cumulative * cap /
+ * total). */
 static void measure_worker(plan *p, uint32_t w)
 {
     const cw_placement_input *in = p->in;
@@ -103,13 +110,16 @@ static bool make_room(plan *p, uint32_t w, uint64_t bytes)
     return p->slack[w] >= bytes;
 }
 
-/* One more expert of layer l for somebody: whoever has most room, else whoever can swap a replica for it, else from a reserve. */
+/* One more expert of layer l for somebody: whoever has most room, else whoever can swap a replica for it,
+ * else from a reserve. */
 static bool raise_share(plan *p, uint32_t l)
 {
     uint64_t bytes = p->in->expert_bytes[l];
     int32_t best = NOBODY;
     for (uint32_t w = 0; w < p->n_workers; w++)
-        if (*share_of(p, w, l) < p->n_experts && p->slack[w] >= bytes && (best == NOBODY || p->slack[w] > p->slack[best])) best = (int32_t)w;
+        if (*share_of(p, w, l) < p->n_experts && p->slack[w] >= bytes &&
+            (best == NOBODY || p->slack[w] > p->slack[best]))
+            best = (int32_t)w;
     for (uint32_t w = 0; best == NOBODY && w < p->n_workers; w++)
         if (*share_of(p, w, l) < p->n_experts && make_room(p, w, bytes)) best = (int32_t)w;
     for (uint32_t w = 0; best == NOBODY && w < p->n_workers; w++)
@@ -129,10 +139,12 @@ static bool raise_share(plan *p, uint32_t l)
 static void repair(plan *p)
 {
     for (uint32_t l = 0; l < p->in->n_layers; l++)
-        while (p->in->expert_bytes[l] && p->sum[l] < p->n_experts && raise_share(p, l)) {}
+        while (p->in->expert_bytes[l] && p->sum[l] < p->n_experts && raise_share(p, l)) {
+        }
 }
 
-/* ---- which -------------------------------------------------------------------------------------------------- */
+/* ---- which
+ * -------------------------------------------------------------------------------------------------- */
 
 static void give(plan *p, uint32_t w, uint32_t layer, uint32_t e)
 {
@@ -140,7 +152,8 @@ static void give(plan *p, uint32_t w, uint32_t layer, uint32_t e)
     p->homes[e]++;
 }
 
-/* An augmenting path that gives expert e a home where it was before; depth is at most the number of workers. */
+/* An augmenting path that gives expert e a home where it was before; depth is at most the number of workers.
+ */
 static bool keep(plan *p, uint32_t layer, uint32_t e)
 {
     for (uint32_t w = 0; w < p->n_workers; w++) {
@@ -204,7 +217,9 @@ static void fill_layer(plan *p, uint32_t layer, bool only_had)
         for (uint32_t e = 0; e < p->n_experts; e++) {
             bool was = had(p, w, layer, e);
             if (cw_expert_bits_has(&p->sets[w], layer, e) || (only_had && !was)) continue;
-            p->cand[n++] = (struct candidate){.homes = p->homes[e], .expert = e, .had = was,
+            p->cand[n++] = (struct candidate){.homes = p->homes[e],
+                                              .expert = e,
+                                              .had = was,
                                               .load = load ? load[(size_t)layer * p->n_experts + e] : 0.0f};
         }
         qsort(p->cand, n, sizeof *p->cand, by_need);
@@ -215,7 +230,8 @@ static void fill_layer(plan *p, uint32_t layer, bool only_had)
     }
 }
 
-/* Staying must not leave one expert with two homes fewer than another on the same worker: each swap makes the sum of squares less. */
+/* Staying must not leave one expert with two homes fewer than another on the same worker: each swap makes the
+ * sum of squares less. */
 static void even_out(plan *p, uint32_t layer)
 {
     for (bool again = true; again;) {
@@ -262,12 +278,14 @@ static bool plan_new(plan *p, const cw_placement_input *in, cw_expert_bits *sets
     p->home = cw_calloc(e, sizeof *p->home);
     p->homes = cw_calloc(e, sizeof *p->homes);
     p->cand = cw_calloc(e, sizeof *p->cand);
-    return p->cap && p->spare && p->slack && p->quota && p->share && p->sum && p->seen && p->home && p->homes && p->cand;
+    return p->cap && p->spare && p->slack && p->quota && p->share && p->sum && p->seen && p->home &&
+           p->homes && p->cand;
 }
 
 static void plan_free(plan *p)
 {
-    void *all[] = {p->cap, p->spare, p->slack, p->quota, p->share, p->sum, p->seen, p->home, p->homes, p->cand};
+    void *all[] = {p->cap, p->spare, p->slack, p->quota, p->share,
+                   p->sum, p->seen,  p->home,  p->homes, p->cand};
     for (size_t i = 0; i < CW_ARRAY_LEN(all); i++) cw_free(all[i]);
 }
 
@@ -284,7 +302,8 @@ bool cw_placement(const cw_placement_input *in, cw_expert_bits *sets, cw_placeme
             if (in->expert_bytes[l]) place_layer(&p, l, out);
         if (out->n_unplaced)
             snprintf(out->text, sizeof out->text,
-                     "no worker has memory for %u of the model's experts: %.1f MiB more is needed; start another worker or give one "
+                     "no worker has memory for %u of the model's experts: %.1f MiB more is needed; start "
+                     "another worker or give one "
                      "more with --memory",
                      out->n_unplaced, (double)out->missing_bytes / 1048576.0);
     }

@@ -11,9 +11,11 @@
 #include "cw/signal.h"
 #include "cw/tok.h"
 
-_Static_assert((int)CW_KNOWN_ANSWER_BYTES == (int)CW_MANIFEST_HASH_BYTES, "an answer is a hash of the manifest");
+_Static_assert((int)CW_KNOWN_ANSWER_BYTES == (int)CW_MANIFEST_HASH_BYTES,
+               "an answer is a hash of the manifest");
 
-/* While the manifest is built: hashing first, then one expert after the other through the expert's arithmetic. */
+/* While the manifest is built: hashing first, then one expert after the other through the expert's
+ * arithmetic. */
 typedef struct {
     const prepared_model *model;
     cw_expert_shape *shapes;
@@ -37,7 +39,8 @@ static bool on_hashed(void *ctx, uint64_t done, uint64_t total)
 static cw_status answer(void *ctx, int layer, int expert, uint8_t out[CW_MANIFEST_HASH_BYTES], cw_err *err)
 {
     building *b = ctx;
-    if (cw_signal_stopped()) return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped while computing known answers");
+    if (cw_signal_stopped())
+        return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped while computing known answers");
     if (!b->answering) {
         if (b->hashing) cw_progress_end(&b->progress);
         b->hashing = false;
@@ -66,12 +69,16 @@ static cw_status build_manifest(prepared_model *p, const char *dir, cw_err *err)
     for (int l = 0; l < p->config.n_layers; l++) {
         if (!cw_layer_is_moe(&p->config, l)) continue;
         p->expert_bytes[l] = cw_expert_packed_bytes(&b.shapes[l]);
-        for (int i = 0; i < CW_N_SLICES; i++) b.total += cw_expert_slice_bytes(&b.shapes[l], i) * (uint64_t)p->config.n_experts;
+        for (int i = 0; i < CW_N_SLICES; i++)
+            b.total += cw_expert_slice_bytes(&b.shapes[l], i) * (uint64_t)p->config.n_experts;
     }
     CW_TRY_GOTO(s, cw_expert_set_new(p->config.n_layers, p->config.n_experts, b.shapes, &b.set, err));
     CW_TRY_GOTO(s, cw_expert_scratch_new(b.set, 1, &b.scratch, err));
-    cw_manifest_options opts = {.known_answer = answer, .answer_layers = p->config.n_layers, .arithmetic_id = CW_ARITHMETIC_ID,
-                                .progress = on_hashed, .ctx = &b};
+    cw_manifest_options opts = {.known_answer = answer,
+                                .answer_layers = p->config.n_layers,
+                                .arithmetic_id = CW_ARITHMETIC_ID,
+                                .progress = on_hashed,
+                                .ctx = &b};
     s = cw_manifest_cached(p->gguf, dir, &opts, &p->manifest, err);
 fail:
     if (b.hashing || b.answering) cw_progress_end(&b.progress);
@@ -88,7 +95,10 @@ cw_status prepare_model(const char *path, const char *dir, prepared_model *out, 
     CW_TRY_GOTO(s, cw_gguf_open(path, &p.gguf, err));
     CW_TRY_GOTO(s, cw_model_config_read(p.gguf, NULL, &p.config, err));
     if (p.config.n_experts == 0) {
-        s = CW_FAIL(err, CW_STATUS_UNSUPPORTED, "%s has no routed experts, so there is nothing to spread over workers: run it with causeway run", path);
+        s = CW_FAIL(
+            err, CW_STATUS_UNSUPPORTED,
+            "%s has no routed experts, so there is nothing to spread over workers: run it with causeway run",
+            path);
         goto fail;
     }
     p.fingerprint = cw_kernels_fingerprint(cw_kernels_best());
@@ -108,7 +118,8 @@ void prepared_model_free(prepared_model *p)
     *p = (prepared_model){0};
 }
 
-/* ---- the fallback ------------------------------------------------------------------------------------------- */
+/* ---- the fallback
+ * ------------------------------------------------------------------------------------------- */
 
 static void say_difference(const cw_tok *a, const cw_tok *b, char *text, size_t size)
 {
@@ -117,16 +128,23 @@ static void say_difference(const cw_tok *a, const cw_tok *b, char *text, size_t 
         size_t la, lb;
         const char *pa = cw_tok_piece(a, i, &la), *pb = cw_tok_piece(b, i, &lb);
         if (la == lb && memcmp(pa, pb, la) == 0) continue;
-        snprintf(text, size, "the fallback's vocabulary differs from the model's at token %d: it answers when the mainland is away, but cannot draft", i);
+        snprintf(text, size,
+                 "the fallback's vocabulary differs from the model's at token %d: it answers when the "
+                 "mainland is away, but cannot draft",
+                 i);
         return;
     }
     if (cw_tok_n_vocab(a) != cw_tok_n_vocab(b))
-        snprintf(text, size, "the fallback has %d tokens and the model %d: it answers when the mainland is away, but cannot draft",
+        snprintf(text, size,
+                 "the fallback has %d tokens and the model %d: it answers when the mainland is away, but "
+                 "cannot draft",
                  (int)cw_tok_n_vocab(b), (int)cw_tok_n_vocab(a));
-    else snprintf(text, size, "the fallback shares the model's vocabulary of %d tokens: it can also draft", n);
+    else
+        snprintf(text, size, "the fallback shares the model's vocabulary of %d tokens: it can also draft", n);
 }
 
-cw_status prepare_compare_fallback(const cw_gguf *model, const char *fallback_path, char *text, size_t text_size, cw_err *err)
+cw_status prepare_compare_fallback(const cw_gguf *model, const char *fallback_path, char *text,
+                                   size_t text_size, cw_err *err)
 {
     cw_gguf *g = NULL;
     cw_tok *a = NULL, *b = NULL;

@@ -136,8 +136,10 @@ static size_t link_index(const cw_coordinator *c, cw_link link)
     size_t lo = 0, hi = c->n_links;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
-        if (c->links[mid].link < link) lo = mid + 1;
-        else hi = mid;
+        if (c->links[mid].link < link)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo;
 }
@@ -155,7 +157,8 @@ link_state *link_add(cw_coordinator *c, cw_link link, const cw_key *key, int64_t
     size_t i = link_index(c, link);
     memmove(&c->links[i + 1], &c->links[i], (c->n_links - i) * sizeof *c->links);
     c->n_links++;
-    c->links[i] = (link_state){.link = link, .key = *key, .up_us = now_us, .heard_us = now_us, .pinged_us = now_us};
+    c->links[i] =
+        (link_state){.link = link, .key = *key, .up_us = now_us, .heard_us = now_us, .pinged_us = now_us};
     return &c->links[i];
 }
 

@@ -21,8 +21,13 @@
 #include "state_db.h"
 #include "store_server.h"
 
-enum { TOKEN_SECRET_BYTES = 32, WORKER_USES = 8, WORKER_HOURS = 1, EDGE_HOURS = 720,
-       STRANGERS = 32 /* links beside those of members: on their way in, or being refused */ };
+enum {
+    TOKEN_SECRET_BYTES = 32,
+    WORKER_USES = 8,
+    WORKER_HOURS = 1,
+    EDGE_HOURS = 720,
+    STRANGERS = 32 /* links beside those of members: on their way in, or being refused */
+};
 
 /* Keys that may use the store: written by the control thread, read by the store's. */
 typedef struct {
@@ -46,7 +51,8 @@ struct shell {
     bool store_running;
     key_set workers;
     char control_address[CW_ADDRESS_MAX], store_address[CW_ADDRESS_MAX];
-    /* Why the process must end; the first one wins. Written by the control thread, and by the store's before it stops the control net. */
+    /* Why the process must end; the first one wins. Written by the control thread, and by the store's before
+     * it stops the control net. */
     pthread_mutex_t failure_lock;
     cw_err failure;
 };
@@ -63,8 +69,11 @@ const cw_signer *shell_signer(const shell *s)
 
 void shell_get_facts(const shell *s, shell_facts *out)
 {
-    *out = (shell_facts){.model_name = s->model.config.name, .control_address = s->control_address, .store_address = s->store_address};
-    for (int i = 0; i < 32; i++) snprintf(out->digest + 2 * i, 3, "%02x", cw_manifest_digest(s->model.manifest)[i]);
+    *out = (shell_facts){.model_name = s->model.config.name,
+                         .control_address = s->control_address,
+                         .store_address = s->store_address};
+    for (int i = 0; i < 32; i++)
+        snprintf(out->digest + 2 * i, 3, "%02x", cw_manifest_digest(s->model.manifest)[i]);
 }
 
 static void fail_with(shell *s, const cw_err *err)
@@ -75,7 +84,8 @@ static void fail_with(shell *s, const cw_err *err)
     cw_net_stop(s->control);
 }
 
-/* ---- the store's keys --------------------------------------------------------------------------------------- */
+/* ---- the store's keys
+ * --------------------------------------------------------------------------------------- */
 
 static bool key_set_has(key_set *k, const cw_key *key)
 {
@@ -110,9 +120,11 @@ static bool key_set_put(key_set *k, const cw_key *key, bool in)
     return ok;
 }
 
-/* ---- the control port's thread ------------------------------------------------------------------------------ */
+/* ---- the control port's thread
+ * ------------------------------------------------------------------------------ */
 
-/* The rule of the machine: on disk first, then on the wire. What cannot be saved is not said, and the process ends. */
+/* The rule of the machine: on disk first, then on the wire. What cannot be saved is not said, and the process
+ * ends. */
 static void save_rows(shell *s, cw_outbox *out)
 {
     size_t n;
@@ -121,7 +133,8 @@ static void save_rows(shell *s, cw_outbox *out)
     if (!n) return;
     cw_status st = cw_state_save(s->state, rows, n, &err);
     for (size_t i = 0; st == CW_OK && i < n; i++)
-        if (rows[i].kind == CW_ROW_KEY && rows[i].key.role == CW__PB__ROLE__ROLE_WORKER && !key_set_put(&s->workers, &rows[i].key.key, !rows[i].key.revoked))
+        if (rows[i].kind == CW_ROW_KEY && rows[i].key.role == CW__PB__ROLE__ROLE_WORKER &&
+            !key_set_put(&s->workers, &rows[i].key.key, !rows[i].key.revoked))
             st = CW_FAIL(&err, CW_STATUS_NO_MEMORY, "out of memory for the list of workers");
     cw_coordinator_rows_clear(s->machine);
     if (st == CW_OK) return;
@@ -176,7 +189,8 @@ static void admin_stopped(void *ctx)
     cw_net_stop(((shell *)ctx)->control);
 }
 
-/* ---- the store's thread ------------------------------------------------------------------------------------- */
+/* ---- the store's thread
+ * ------------------------------------------------------------------------------------- */
 
 static bool store_is_worker(void *ctx, const cw_key *key)
 {
@@ -213,11 +227,13 @@ static void *run_store(void *arg)
     return NULL;
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------------------- */
+/* ---- tokens
+ * ------------------------------------------------------------------------------------------------- */
 
 /*
- * Tokens are made from a secret of the state directory, their role and their time of making, which is unique: the database
- * holds hashes only, and still a restart prints the join strings that are in people's notes instead of new ones.
+ * Tokens are made from a secret of the state directory, their role and their time of making, which is unique:
+ * the database holds hashes only, and still a restart prints the join strings that are in people's notes
+ * instead of new ones.
  */
 static void token_secret(const shell *s, Cw__Pb__Role role, int64_t created_ms, uint8_t token[CW_TOKEN_BYTES])
 {
@@ -231,9 +247,11 @@ static void token_secret(const shell *s, Cw__Pb__Role role, int64_t created_ms, 
     memcpy(token, hash, CW_TOKEN_BYTES);
 }
 
-static cw_status make_join(const shell *s, Cw__Pb__Role role, int64_t created_ms, char join[CW_JOIN_TEXT_MAX], cw_err *err)
+static cw_status make_join(const shell *s, Cw__Pb__Role role, int64_t created_ms, char join[CW_JOIN_TEXT_MAX],
+                           cw_err *err)
 {
-    cw_join j = {.role = role == CW__PB__ROLE__ROLE_WORKER ? CW_JOIN_WORKER : CW_JOIN_EDGE, .coordinator = *cw_keys_public(s->keys)};
+    cw_join j = {.role = role == CW__PB__ROLE__ROLE_WORKER ? CW_JOIN_WORKER : CW_JOIN_EDGE,
+                 .coordinator = *cw_keys_public(s->keys)};
     snprintf(j.address, sizeof j.address, "%s", s->control_address);
     token_secret(s, role, created_ms, j.token);
     cw_status st = cw_join_make(&j, join, err);
@@ -241,10 +259,14 @@ static cw_status make_join(const shell *s, Cw__Pb__Role role, int64_t created_ms
     return st;
 }
 
-cw_status shell_token_create(shell *s, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms, int64_t wall_ms, uint32_t *id, char *join,
-                             cw_err *err)
+cw_status shell_token_create(shell *s, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms, int64_t wall_ms,
+                             uint32_t *id, char *join, cw_err *err)
 {
-    cw_token_row t = {.role = role, .uses_max = uses, .created_ms = wall_ms, .expires_ms = wall_ms + lifetime_ms}, other;
+    cw_token_row t = {.role = role,
+                      .uses_max = uses,
+                      .created_ms = wall_ms,
+                      .expires_ms = wall_ms + lifetime_ms},
+                 other;
     if (role == CW__PB__ROLE__ROLE_EDGE) t.max_live = s->opts.max_edges_per_token;
     for (size_t i = 0; cw_coordinator_get_token(s->machine, i, &other);)
         if (other.created_ms == t.created_ms) {
@@ -260,8 +282,10 @@ cw_status shell_token_create(shell *s, Cw__Pb__Role role, uint32_t uses, int64_t
     return cw_coordinator_token_add(s->machine, &t, id, err);
 }
 
-/* The join string that is printed at the start: the newest one that is still good for a while, else a new one. */
-static cw_status default_join(shell *s, Cw__Pb__Role role, int64_t wall_ms, char join[CW_JOIN_TEXT_MAX], cw_token_row *row, cw_err *err)
+/* The join string that is printed at the start: the newest one that is still good for a while, else a new
+ * one. */
+static cw_status default_join(shell *s, Cw__Pb__Role role, int64_t wall_ms, char join[CW_JOIN_TEXT_MAX],
+                              cw_token_row *row, cw_err *err)
 {
     bool worker = role == CW__PB__ROLE__ROLE_WORKER;
     uint32_t uses = worker ? WORKER_USES : 0, id = 0;
@@ -271,7 +295,8 @@ static cw_status default_join(shell *s, Cw__Pb__Role role, int64_t wall_ms, char
         uint8_t token[CW_TOKEN_BYTES], hash[CW_TOKEN_HASH_BYTES];
         token_secret(s, t.role, t.created_ms, token);
         cw_token_hash(token, sizeof token, hash);
-        bool good = t.role == role && !t.revoked && t.uses_max == uses && (!uses || t.uses < uses) && t.expires_ms - wall_ms > lifetime_ms / 4;
+        bool good = t.role == role && !t.revoked && t.uses_max == uses && (!uses || t.uses < uses) &&
+                    t.expires_ms - wall_ms > lifetime_ms / 4;
         if (good && memcmp(hash, t.hash, sizeof hash) == 0) best = t;
     }
     if (best.id) {
@@ -285,13 +310,15 @@ static cw_status default_join(shell *s, Cw__Pb__Role role, int64_t wall_ms, char
     return CW_OK;
 }
 
-/* ---- start -------------------------------------------------------------------------------------------------- */
+/* ---- start
+ * -------------------------------------------------------------------------------------------------- */
 
 static cw_status open_secrets(shell *s, cw_err *err)
 {
     cw_status st = CW_OK;
     const char *dir = s->opts.state_dir;
-    char *curve = cw_fs_join(dir, "curve.key"), *sign = cw_fs_join(dir, "sign.key"), *token = cw_fs_join(dir, "token.key"), *bytes = NULL;
+    char *curve = cw_fs_join(dir, "curve.key"), *sign = cw_fs_join(dir, "sign.key"),
+         *token = cw_fs_join(dir, "token.key"), *bytes = NULL;
     size_t n = 0;
     if (!curve || !sign || !token) {
         st = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for key files");
@@ -304,8 +331,10 @@ static cw_status open_secrets(shell *s, cw_err *err)
         CW_TRY_GOTO(st, cw_fs_write(token, s->token_secret, sizeof s->token_secret, 0600, err));
     }
     CW_TRY_GOTO(st, cw_fs_read(token, 4096, &bytes, &n, err));
-    if (n != TOKEN_SECRET_BYTES) st = CW_FAIL(err, CW_STATUS_FORMAT, "%s is damaged: remove it and make new join strings", token);
-    else memcpy(s->token_secret, bytes, n);
+    if (n != TOKEN_SECRET_BYTES)
+        st = CW_FAIL(err, CW_STATUS_FORMAT, "%s is damaged: remove it and make new join strings", token);
+    else
+        memcpy(s->token_secret, bytes, n);
 fail:
     cw_free(bytes);
     cw_free(curve);
@@ -315,7 +344,8 @@ fail:
 }
 
 /* `given`, or the next port on the control port's host. */
-static cw_status store_listen_address(const shell *s, const char *control_bound, char out[CW_ADDRESS_MAX], cw_err *err)
+static cw_status store_listen_address(const shell *s, const char *control_bound, char out[CW_ADDRESS_MAX],
+                                      cw_err *err)
 {
     if (s->opts.store_listen) {
         snprintf(out, CW_ADDRESS_MAX, "%s", s->opts.store_listen);
@@ -323,13 +353,17 @@ static cw_status store_listen_address(const shell *s, const char *control_bound,
     }
     cw_address a;
     CW_TRY(cw_address_parse(control_bound, CW_ADDRESS_LISTEN, &a, err));
-    if (a.port == 65535) return CW_FAIL(err, CW_STATUS_INVALID, "the store needs the port after --listen's, and there is none after 65535: give --store-listen");
+    if (a.port == 65535)
+        return CW_FAIL(
+            err, CW_STATUS_INVALID,
+            "the store needs the port after --listen's, and there is none after 65535: give --store-listen");
     cw_address_text(a.host, (uint16_t)(a.port + 1), out);
     return CW_OK;
 }
 
 /* What others connect to. An address for all interfaces is none that anybody can connect to. */
-static cw_status advertised(const char *given, const char *given_host_of, const char *bound, const char *option, char out[CW_ADDRESS_MAX], cw_err *err)
+static cw_status advertised(const char *given, const char *given_host_of, const char *bound,
+                            const char *option, char out[CW_ADDRESS_MAX], cw_err *err)
 {
     cw_address b, a;
     if (given) {
@@ -343,7 +377,10 @@ static cw_status advertised(const char *given, const char *given_host_of, const 
         cw_address_text(a.host, b.port, out);
         return CW_OK;
     }
-    if (b.wildcard) return CW_FAIL(err, CW_STATUS_INVALID, "%s is no address that others can connect to: say which with %s tcp://HOST:PORT", bound, option);
+    if (b.wildcard)
+        return CW_FAIL(err, CW_STATUS_INVALID,
+                       "%s is no address that others can connect to: say which with %s tcp://HOST:PORT",
+                       bound, option);
     snprintf(out, CW_ADDRESS_MAX, "%s", bound);
     return CW_OK;
 }
@@ -353,10 +390,16 @@ static cw_status open_nets(shell *s, cw_err *err)
     char bound[CW_ADDRESS_MAX], store_listen[CW_ADDRESS_MAX], store_bound[CW_ADDRESS_MAX];
     cw_coordinator_config defaults;
     cw_coordinator_config_init(&defaults);
-    cw_net_role control = {.ctx = s, .on_event = on_event, .on_wake = on_wake, .on_stop = on_stop}, store = {.ctx = s, .on_event = on_store_event};
-    cw_net_config nc = {.self = CW_SIDE_COORDINATOR, .keys = s->keys, .max_peers = s->opts.max_workers + s->opts.max_edges + STRANGERS,
+    cw_net_role control = {.ctx = s, .on_event = on_event, .on_wake = on_wake, .on_stop = on_stop},
+                store = {.ctx = s, .on_event = on_store_event};
+    cw_net_config nc = {.self = CW_SIDE_COORDINATOR,
+                        .keys = s->keys,
+                        .max_peers = s->opts.max_workers + s->opts.max_edges + STRANGERS,
                         .heartbeat_ms = defaults.times.heartbeat_ms};
-    cw_net_config sc = {.self = CW_SIDE_COORDINATOR, .keys = s->keys, .max_peers = s->opts.max_workers + STRANGERS, .heartbeat_ms = defaults.times.heartbeat_ms,
+    cw_net_config sc = {.self = CW_SIDE_COORDINATOR,
+                        .keys = s->keys,
+                        .max_peers = s->opts.max_workers + STRANGERS,
+                        .heartbeat_ms = defaults.times.heartbeat_ms,
                         .queue_messages = 2 * STORE_PENDING_MAX};
     CW_TRY(cw_net_new(&nc, &control, &s->control, err));
     CW_TRY(cw_net_new(&sc, &store, &s->store, err));
@@ -364,7 +407,8 @@ static cw_status open_nets(shell *s, cw_err *err)
     CW_TRY(store_listen_address(s, bound, store_listen, err));
     CW_TRY(cw_net_listen(s->store, CW_PORT_STORE, store_listen, store_bound, err));
     CW_TRY(advertised(s->opts.advertise, NULL, bound, "--advertise", s->control_address, err));
-    return advertised(s->opts.store_advertise, s->control_address, store_bound, "--store-advertise", s->store_address, err);
+    return advertised(s->opts.store_advertise, s->control_address, store_bound, "--store-advertise",
+                      s->store_address, err);
 }
 
 static cw_status open_machine(shell *s, cw_err *err)
@@ -395,10 +439,15 @@ static cw_status open_machine(shell *s, cw_err *err)
     }
     CW_TRY(cw_coordinator_new(&c, &saved, cw_now_us(), &s->machine, err));
     for (size_t i = 0; i < saved.n_keys; i++)
-        if (saved.keys[i].role == CW__PB__ROLE__ROLE_WORKER && !saved.keys[i].revoked && !key_set_put(&s->workers, &saved.keys[i].key, true))
+        if (saved.keys[i].role == CW__PB__ROLE__ROLE_WORKER && !saved.keys[i].revoked &&
+            !key_set_put(&s->workers, &saved.keys[i].key, true))
             return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the list of workers");
-    store_config sc = {.heartbeat_ms = c.times.heartbeat_ms, .rate = s->opts.store_rate, .ctx = s, .is_worker = store_is_worker,
-                       .chunk_bytes = store_chunk_bytes, .read = store_read};
+    store_config sc = {.heartbeat_ms = c.times.heartbeat_ms,
+                       .rate = s->opts.store_rate,
+                       .ctx = s,
+                       .is_worker = store_is_worker,
+                       .chunk_bytes = store_chunk_bytes,
+                       .read = store_read};
     memcpy(sc.cluster_id, c.cluster_id, sizeof sc.cluster_id);
     memcpy(sc.model_digest, c.model_digest, sizeof sc.model_digest);
     sc.manifest = cw_manifest_bytes(s->model.manifest, &sc.manifest_bytes);
@@ -425,11 +474,13 @@ static cw_status announce(shell *s, cw_err *err)
         moe += s->model.expert_bytes[l] != 0;
     }
     printf("coordinator of %s, digest %.16s\n", f.model_name, f.digest);
-    printf("%d layers of %d experts, %s in workers' memory\n", moe, s->model.config.n_experts, cw_bytes_text(bytes, size, sizeof size));
+    printf("%d layers of %d experts, %s in workers' memory\n", moe, s->model.config.n_experts,
+           cw_bytes_text(bytes, size, sizeof size));
     printf("control %s, store %s, state %s\n\n", f.control_address, f.store_address, s->opts.state_dir);
-    printf("workers join with (%u of %u uses left, %lld minutes):\n  causeway-worker --join %s\n\n", wt.uses_max - wt.uses, wt.uses_max,
-           (long long)((wt.expires_ms - wall_ms) / 60000), worker);
-    printf("edges join with (%lld days):\n  causeway chat -m MODEL --join %s\n", (long long)((et.expires_ms - wall_ms + 43200000) / 86400000), edge);
+    printf("workers join with (%u of %u uses left, %lld minutes):\n  causeway-worker --join %s\n\n",
+           wt.uses_max - wt.uses, wt.uses_max, (long long)((wt.expires_ms - wall_ms) / 60000), worker);
+    printf("edges join with (%lld days):\n  causeway chat -m MODEL --join %s\n",
+           (long long)((et.expires_ms - wall_ms + 43200000) / 86400000), edge);
     fflush(stdout);
     return CW_OK;
 }
@@ -448,7 +499,8 @@ static cw_status start(shell *s, cw_err *err)
     CW_TRY(open_nets(s, err));
     CW_TRY(open_machine(s, err));
     CW_TRY(announce(s, err));
-    if (pthread_create(&s->store_thread, NULL, run_store, s) != 0) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "cannot start the store's thread");
+    if (pthread_create(&s->store_thread, NULL, run_store, s) != 0)
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "cannot start the store's thread");
     s->store_running = true;
     admin_hooks hooks = {.ctx = s, .wake = admin_wake, .stopped = admin_stopped};
     return admin_server_start(s->opts.state_dir, &hooks, &s->admin, err);

@@ -1,14 +1,14 @@
 /*
- * The coordinator's process: the machine on the control port, the store on the next one with a thread and a net of its own,
- * the admin socket, and the state on disk. The control net's thread owns machine and state.
+ * The coordinator's process: the machine on the control port, the store on the next one with a thread and a
+ * net of its own, the admin socket, and the state on disk. The control net's thread owns machine and state.
  */
 #pragma once
 #include "cw/coordinator.h"
 #include "cw/keys.h"
 
 typedef struct {
-    const char *model, *fallback; /* fallback NULL: none */
-    const char *listen, *advertise; /* advertise NULL: the address that was bound */
+    const char *model, *fallback;               /* fallback NULL: none */
+    const char *listen, *advertise;             /* advertise NULL: the address that was bound */
     const char *store_listen, *store_advertise; /* NULL: next port of the same host */
     const char *state_dir;
     uint64_t store_rate; /* bytes a second and worker; 0: no limit */
@@ -29,9 +29,10 @@ typedef struct {
 } shell_facts;
 void shell_get_facts(const shell *s, shell_facts *out);
 /* A new token and its join string (640 bytes). uses 0: any number. */
-CW_MUST_USE cw_status shell_token_create(shell *s, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms, int64_t wall_ms, uint32_t *id,
-                                         char *join, cw_err *err);
+CW_MUST_USE cw_status shell_token_create(shell *s, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms,
+                                         int64_t wall_ms, uint32_t *id, char *join, cw_err *err);
 
-/* Carries a request of the admin socket out; the reply is a heap string (cw_free), NULL when out of memory. */
+/* Carries a request of the admin socket out; the reply is a heap string (cw_free), NULL when out of memory.
+ */
 typedef struct cJSON cJSON;
 char *admin_execute(shell *s, const cJSON *request, int64_t now_us, int64_t wall_ms, cw_outbox *out);

@@ -14,8 +14,10 @@ enum { SCHEMA_VERSION = 1 };
 
 static const char schema[] =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;"
-    "CREATE TABLE tokens(id INTEGER PRIMARY KEY, role INTEGER NOT NULL, hash BLOB NOT NULL, uses_max INTEGER NOT NULL,"
-    " uses INTEGER NOT NULL, max_live INTEGER NOT NULL, created_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL,"
+    "CREATE TABLE tokens(id INTEGER PRIMARY KEY, role INTEGER NOT NULL, hash BLOB NOT NULL, uses_max INTEGER "
+    "NOT NULL,"
+    " uses INTEGER NOT NULL, max_live INTEGER NOT NULL, created_ms INTEGER NOT NULL, expires_ms INTEGER NOT "
+    "NULL,"
     " revoked INTEGER NOT NULL);"
     "CREATE TABLE keys(key BLOB PRIMARY KEY, role INTEGER NOT NULL, name TEXT NOT NULL, id INTEGER NOT NULL,"
     " token_id INTEGER NOT NULL, admitted_ms INTEGER NOT NULL, revoked INTEGER NOT NULL);";
@@ -23,8 +25,10 @@ static const char schema[] =
 enum { PUT_META, PUT_TOKEN, PUT_KEY, N_STATEMENTS };
 static const char *const statements[N_STATEMENTS] = {
     [PUT_META] = "INSERT INTO meta(name, value) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET value = ?2",
-    [PUT_TOKEN] = "INSERT INTO tokens VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT(id) DO UPDATE SET uses = ?5, revoked = ?9",
-    [PUT_KEY] = "INSERT INTO keys VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(key) DO UPDATE SET name = ?3, revoked = ?7",
+    [PUT_TOKEN] = "INSERT INTO tokens VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT(id) DO UPDATE "
+                  "SET uses = ?5, revoked = ?9",
+    [PUT_KEY] = "INSERT INTO keys VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(key) DO UPDATE SET name = "
+                "?3, revoked = ?7",
 };
 
 struct cw_state {
@@ -44,8 +48,11 @@ static cw_status db_fail(const cw_state *s, cw_err *err)
     int code = s->db ? sqlite3_extended_errcode(s->db) & 0xff : SQLITE_NOMEM;
     const char *what = s->db ? sqlite3_errmsg(s->db) : "out of memory";
     if (code == SQLITE_CORRUPT || code == SQLITE_NOTADB || code == SQLITE_MISMATCH)
-        return CW_FAIL(err, CW_STATUS_FORMAT, "%s is damaged (%s): restore a copy, or move it away and let workers and edges join again with "
-                       "new join strings", s->path, what);
+        return CW_FAIL(
+            err, CW_STATUS_FORMAT,
+            "%s is damaged (%s): restore a copy, or move it away and let workers and edges join again with "
+            "new join strings",
+            s->path, what);
     if (code == SQLITE_FULL) return CW_FAIL(err, CW_STATUS_IO, "no space left to save %s", s->path);
     if (code == SQLITE_NOMEM) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for %s", s->path);
     return CW_FAIL(err, CW_STATUS_IO, "%s: %s", s->path, what);
@@ -56,20 +63,27 @@ static cw_status exec(cw_state *s, const char *sql, cw_err *err)
     return sqlite3_exec(s->db, sql, NULL, NULL, NULL) == SQLITE_OK ? CW_OK : db_fail(s, err);
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------ */
+/* ---- opening
+ * ------------------------------------------------------------------------------------------------ */
 
 static cw_status damaged(const cw_state *s, const char *what, cw_err *err)
 {
-    return CW_FAIL(err, CW_STATUS_FORMAT, "%s is damaged (%s): restore a copy, or move it away and let workers and edges join again with "
-                   "new join strings", s->path, what);
+    return CW_FAIL(
+        err, CW_STATUS_FORMAT,
+        "%s is damaged (%s): restore a copy, or move it away and let workers and edges join again with "
+        "new join strings",
+        s->path, what);
 }
 
 static cw_status check_intact(cw_state *s, cw_err *err)
 {
     sqlite3_stmt *q = NULL;
     cw_status st = CW_OK;
-    if (sqlite3_prepare_v2(s->db, "PRAGMA quick_check(1)", -1, &q, NULL) != SQLITE_OK || sqlite3_step(q) != SQLITE_ROW) st = db_fail(s, err);
-    else if (strcmp((const char *)sqlite3_column_text(q, 0), "ok") != 0) st = damaged(s, (const char *)sqlite3_column_text(q, 0), err);
+    if (sqlite3_prepare_v2(s->db, "PRAGMA quick_check(1)", -1, &q, NULL) != SQLITE_OK ||
+        sqlite3_step(q) != SQLITE_ROW)
+        st = db_fail(s, err);
+    else if (strcmp((const char *)sqlite3_column_text(q, 0), "ok") != 0)
+        st = damaged(s, (const char *)sqlite3_column_text(q, 0), err);
     sqlite3_finalize(q);
     return st;
 }
@@ -78,8 +92,11 @@ static cw_status get_version(cw_state *s, int *version, cw_err *err)
 {
     sqlite3_stmt *q = NULL;
     cw_status st = CW_OK;
-    if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &q, NULL) != SQLITE_OK || sqlite3_step(q) != SQLITE_ROW) st = db_fail(s, err);
-    else *version = sqlite3_column_int(q, 0);
+    if (sqlite3_prepare_v2(s->db, "PRAGMA user_version", -1, &q, NULL) != SQLITE_OK ||
+        sqlite3_step(q) != SQLITE_ROW)
+        st = db_fail(s, err);
+    else
+        *version = sqlite3_column_int(q, 0);
     sqlite3_finalize(q);
     return st;
 }
@@ -107,7 +124,8 @@ static cw_status put_meta_int(cw_state *s, const char *name, uint64_t v, cw_err 
 static cw_status prepare(cw_state *s, cw_err *err)
 {
     for (int i = 0; i < N_STATEMENTS; i++)
-        if (sqlite3_prepare_v2(s->db, statements[i], -1, &s->put[i], NULL) != SQLITE_OK) return db_fail(s, err);
+        if (sqlite3_prepare_v2(s->db, statements[i], -1, &s->put[i], NULL) != SQLITE_OK)
+            return db_fail(s, err);
     return CW_OK;
 }
 
@@ -129,9 +147,12 @@ static cw_status load_cluster(cw_state *s, cw_err *err)
 {
     sqlite3_stmt *q = NULL;
     cw_status st = CW_OK;
-    if (sqlite3_prepare_v2(s->db, "SELECT value FROM meta WHERE name = 'cluster'", -1, &q, NULL) != SQLITE_OK) st = db_fail(s, err);
-    else if (sqlite3_step(q) != SQLITE_ROW || sqlite3_column_bytes(q, 0) != CW_CLUSTER_BYTES) st = damaged(s, "the cluster's id is missing", err);
-    else memcpy(s->cluster, sqlite3_column_blob(q, 0), CW_CLUSTER_BYTES);
+    if (sqlite3_prepare_v2(s->db, "SELECT value FROM meta WHERE name = 'cluster'", -1, &q, NULL) != SQLITE_OK)
+        st = db_fail(s, err);
+    else if (sqlite3_step(q) != SQLITE_ROW || sqlite3_column_bytes(q, 0) != CW_CLUSTER_BYTES)
+        st = damaged(s, "the cluster's id is missing", err);
+    else
+        memcpy(s->cluster, sqlite3_column_blob(q, 0), CW_CLUSTER_BYTES);
     sqlite3_finalize(q);
     return st;
 }
@@ -145,8 +166,10 @@ static cw_status open_db(cw_state *s, cw_err *err)
     int version = 0;
     CW_TRY(get_version(s, &version, err));
     if (version > SCHEMA_VERSION)
-        return CW_FAIL(err, CW_STATUS_FORMAT, "%s was written by a later version of causeway (schema %d, this one knows %d): update it", s->path,
-                       version, SCHEMA_VERSION);
+        return CW_FAIL(
+            err, CW_STATUS_FORMAT,
+            "%s was written by a later version of causeway (schema %d, this one knows %d): update it",
+            s->path, version, SCHEMA_VERSION);
     CW_TRY(check_intact(s, err));
     CW_TRY(exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err));
     if (version == 0) return make_schema(s, err);
@@ -166,7 +189,8 @@ cw_status cw_state_open(const char *dir, cw_state **out, cw_err *err)
         goto fail;
     }
     st = cw_fs_lock(lock_path, &s->lock, err);
-    if (st == CW_STATUS_BUSY) cw_err_prefix(err, "another coordinator runs with this state, give each its own with --state");
+    if (st == CW_STATUS_BUSY)
+        cw_err_prefix(err, "another coordinator runs with this state, give each its own with --state");
     if (st == CW_OK) st = open_db(s, err);
     if (st != CW_OK) goto fail;
     cw_free(lock_path);
@@ -206,18 +230,22 @@ const uint8_t *cw_state_cluster(const cw_state *s)
     return s->cluster;
 }
 
-/* ---- loading ------------------------------------------------------------------------------------------------ */
+/* ---- loading
+ * ------------------------------------------------------------------------------------------------ */
 
 /* Calls row() for each result, which may refuse it (then the file is damaged). */
-static cw_status each(cw_state *s, const char *sql, bool (*row)(sqlite3_stmt *q, void *ctx), void *ctx, cw_err *err)
+static cw_status each(cw_state *s, const char *sql, bool (*row)(sqlite3_stmt *q, void *ctx), void *ctx,
+                      cw_err *err)
 {
     sqlite3_stmt *q = NULL;
     if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) != SQLITE_OK) return db_fail(s, err);
     cw_status st = CW_OK;
     int rc;
     while (st == CW_OK && (rc = sqlite3_step(q)) != SQLITE_DONE) {
-        if (rc != SQLITE_ROW) st = db_fail(s, err);
-        else if (!row(q, ctx)) st = damaged(s, "a row makes no sense", err);
+        if (rc != SQLITE_ROW)
+            st = db_fail(s, err);
+        else if (!row(q, ctx))
+            st = damaged(s, "a row makes no sense", err);
     }
     sqlite3_finalize(q);
     return st;
@@ -251,10 +279,14 @@ static bool load_token(sqlite3_stmt *q, void *ctx)
     loading *l = ctx;
     if (!more((void **)&l->s->tokens, l, sizeof *l->s->tokens)) return false;
     cw_token_row *t = &l->s->tokens[l->n];
-    *t = (cw_token_row){.id = (uint32_t)sqlite3_column_int64(q, 0), .role = (Cw__Pb__Role)sqlite3_column_int(q, 1),
-                        .uses_max = (uint32_t)sqlite3_column_int64(q, 3), .uses = (uint32_t)sqlite3_column_int64(q, 4),
-                        .max_live = (uint32_t)sqlite3_column_int64(q, 5), .created_ms = sqlite3_column_int64(q, 6),
-                        .expires_ms = sqlite3_column_int64(q, 7), .revoked = sqlite3_column_int(q, 8) != 0};
+    *t = (cw_token_row){.id = (uint32_t)sqlite3_column_int64(q, 0),
+                        .role = (Cw__Pb__Role)sqlite3_column_int(q, 1),
+                        .uses_max = (uint32_t)sqlite3_column_int64(q, 3),
+                        .uses = (uint32_t)sqlite3_column_int64(q, 4),
+                        .max_live = (uint32_t)sqlite3_column_int64(q, 5),
+                        .created_ms = sqlite3_column_int64(q, 6),
+                        .expires_ms = sqlite3_column_int64(q, 7),
+                        .revoked = sqlite3_column_int(q, 8) != 0};
     if (!get_blob(q, 2, t->hash, sizeof t->hash)) return false;
     l->n++;
     return true;
@@ -265,8 +297,10 @@ static bool load_key(sqlite3_stmt *q, void *ctx)
     loading *l = ctx;
     if (!more((void **)&l->s->keys, l, sizeof *l->s->keys)) return false;
     cw_key_row *k = &l->s->keys[l->n];
-    *k = (cw_key_row){.role = (Cw__Pb__Role)sqlite3_column_int(q, 1), .id = (uint32_t)sqlite3_column_int64(q, 3),
-                      .token_id = (uint32_t)sqlite3_column_int64(q, 4), .admitted_ms = sqlite3_column_int64(q, 5),
+    *k = (cw_key_row){.role = (Cw__Pb__Role)sqlite3_column_int(q, 1),
+                      .id = (uint32_t)sqlite3_column_int64(q, 3),
+                      .token_id = (uint32_t)sqlite3_column_int64(q, 4),
+                      .admitted_ms = sqlite3_column_int64(q, 5),
                       .revoked = sqlite3_column_int(q, 6) != 0};
     const char *name = (const char *)sqlite3_column_text(q, 2);
     if (!name || strlen(name) > CW_NAME_MAX || !get_blob(q, 0, k->key.b, CW_KEY_BYTES)) return false;
@@ -294,8 +328,12 @@ cw_status cw_state_load(cw_state *s, cw_coordinator_state *out, cw_err *err)
     forget_loaded(s);
     cw_coordinator_state st = {0};
     loading tokens = {.s = s}, keys = {.s = s}, meta = {.s = s, .out = &st};
-    CW_TRY(each(s, "SELECT id, role, hash, uses_max, uses, max_live, created_ms, expires_ms, revoked FROM tokens ORDER BY id", load_token, &tokens, err));
-    CW_TRY(each(s, "SELECT key, role, name, id, token_id, admitted_ms, revoked FROM keys ORDER BY rowid", load_key, &keys, err));
+    CW_TRY(each(s,
+                "SELECT id, role, hash, uses_max, uses, max_live, created_ms, expires_ms, revoked FROM "
+                "tokens ORDER BY id",
+                load_token, &tokens, err));
+    CW_TRY(each(s, "SELECT key, role, name, id, token_id, admitted_ms, revoked FROM keys ORDER BY rowid",
+                load_key, &keys, err));
     CW_TRY(each(s, "SELECT name, value FROM meta", load_meta, &meta, err));
     st.tokens = s->tokens;
     st.n_tokens = tokens.n;
@@ -306,7 +344,8 @@ cw_status cw_state_load(cw_state *s, cw_coordinator_state *out, cw_err *err)
     return CW_OK;
 }
 
-/* ---- saving ------------------------------------------------------------------------------------------------- */
+/* ---- saving
+ * ------------------------------------------------------------------------------------------------- */
 
 static cw_status save_token_row(cw_state *s, const cw_token_row *t, cw_err *err)
 {

@@ -1,16 +1,18 @@
 /*
- * What a coordinator must not forget, in one SQLite file of its state directory: tokens (hashed), keys, term, epoch, serial.
+ * What a coordinator must not forget, in one SQLite file of its state directory: tokens (hashed), keys, term,
+ * epoch, serial.
  *
- * The directory is private (0700) and locked: a second coordinator is told who holds it. Rows of one event are saved in
- * one transaction that is on disk before cw_state_save returns. One thread at a time; blocks on the disk.
+ * The directory is private (0700) and locked: a second coordinator is told who holds it. Rows of one event
+ * are saved in one transaction that is on disk before cw_state_save returns. One thread at a time; blocks on
+ * the disk.
  */
 #pragma once
 #include "cw/coordinator.h"
 
 typedef struct cw_state cw_state;
 
-/* Makes what is missing. BUSY: another process holds the directory. FORMAT: the file is damaged or of a later version; the
- * sentence says what to do. */
+/* Makes what is missing. BUSY: another process holds the directory. FORMAT: the file is damaged or of a later
+ * version; the sentence says what to do. */
 CW_MUST_USE cw_status cw_state_open(const char *dir, cw_state **out, cw_err *err);
 void cw_state_close(cw_state **s);
 /* 16 bytes made with the state. */

@@ -33,8 +33,10 @@ static void count_homes(const cw_coordinator *c, cw_coordinator_status *out)
 
 void cw_coordinator_get_status(const cw_coordinator *c, cw_coordinator_status *out)
 {
-    *out = (cw_coordinator_status){.term = c->epoch ? c->epoch_term : c->term, .number = c->epoch ? c->number : 0,
-                                   .n_experts = c->n_model_experts, .missing_bytes = c->missing_bytes,
+    *out = (cw_coordinator_status){.term = c->epoch ? c->epoch_term : c->term,
+                                   .number = c->epoch ? c->number : 0,
+                                   .n_experts = c->n_model_experts,
+                                   .missing_bytes = c->missing_bytes,
                                    .settling = c->settle_until != 0};
     for (size_t i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
@@ -45,7 +47,9 @@ void cw_coordinator_get_status(const cw_coordinator *c, cw_coordinator_status *o
         out->n_edges += !m->worker && is_live(m);
     }
     count_homes(c, out);
-    snprintf(out->trouble, sizeof out->trouble, "%s", c->trouble);
+    /* Without workers everything lacks memory; that is not what an operator needs to be told. */
+    snprintf(out->trouble, sizeof out->trouble, "%s",
+             out->n_live_workers ? c->trouble : "no worker is connected: start one with causeway-worker --join");
 }
 
 bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordinator_worker *out)
@@ -54,11 +58,21 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
         const member *m = c->members[i];
         const worker_state *w = m->worker;
         if (!w || m->row.revoked || index--) continue;
-        *out = (cw_coordinator_worker){.key = m->row.key, .id = m->row.id, .live = is_live(m), .ready = is_ready(m),
-                                       .local_model = w->local_model, .memory_bytes = w->memory_bytes, .memory_used = w->memory_used,
-                                       .threads = w->threads, .n_wanted = cw_expert_bits_count(&w->wanted),
-                                       .n_ready = is_counted(m) ? cw_expert_bits_count(&w->held) : 0, .speed = w->speed,
-                                       .calls = w->calls, .rows = w->rows, .bytes_in = w->bytes_in, .bytes_out = w->bytes_out};
+        *out = (cw_coordinator_worker){.key = m->row.key,
+                                       .id = m->row.id,
+                                       .live = is_live(m),
+                                       .ready = is_ready(m),
+                                       .local_model = w->local_model,
+                                       .memory_bytes = w->memory_bytes,
+                                       .memory_used = w->memory_used,
+                                       .threads = w->threads,
+                                       .n_wanted = cw_expert_bits_count(&w->wanted),
+                                       .n_ready = is_counted(m) ? cw_expert_bits_count(&w->held) : 0,
+                                       .speed = w->speed,
+                                       .calls = w->calls,
+                                       .rows = w->rows,
+                                       .bytes_in = w->bytes_in,
+                                       .bytes_out = w->bytes_out};
         memcpy(out->name, m->row.name, sizeof out->name);
         memcpy(out->address, w->address, sizeof out->address);
         memcpy(out->isa, w->isa, sizeof out->isa);
@@ -73,7 +87,10 @@ bool cw_coordinator_get_edge(const cw_coordinator *c, size_t index, cw_coordinat
     for (size_t i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
         if (m->worker || !is_live(m) || index--) continue;
-        *out = (cw_coordinator_edge){.key = m->row.key, .token_id = m->row.token_id, .tokens = m->edge.tokens, .calls = m->edge.calls,
+        *out = (cw_coordinator_edge){.key = m->row.key,
+                                     .token_id = m->row.token_id,
+                                     .tokens = m->edge.tokens,
+                                     .calls = m->edge.calls,
                                      .retries = m->edge.retries};
         memcpy(out->name, m->row.name, sizeof out->name);
         memcpy(out->mode, m->edge.mode, sizeof out->mode);

@@ -17,7 +17,7 @@ typedef struct {
     cw_link link;
     cw_key key;
     bool admitted;
-    int64_t free_us; /* when its allowance is back */
+    int64_t free_us;                    /* when its allowance is back */
     request pending[STORE_PENDING_MAX]; /* ring */
     uint32_t first, n;
 } peer;
@@ -93,11 +93,13 @@ static void on_hello(store_server *s, peer *p, const Cw__Pb__Hello *h, const cw_
         return;
     }
     if (!s->cfg.is_worker(s->cfg.ctx, &ev->key)) {
-        refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY, "this worker is not admitted: it must enrol at the control port first", out);
+        refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY,
+               "this worker is not admitted: it must enrol at the control port first", out);
         return;
     }
     if (h->model_digest.len && memcmp(h->model_digest.data, s->cfg.model_digest, CW_DIGEST_BYTES) != 0) {
-        refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_MODEL, "the store holds another model than this worker asks for", out);
+        refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_MODEL,
+               "the store holds another model than this worker asks for", out);
         return;
     }
     p->admitted = true;
@@ -154,11 +156,13 @@ static size_t serve_chunk(store_server *s, cw_link link, const request *r, cw_ou
     uint8_t *bytes = NULL;
     cw_frame f = {0};
     cw_status st = s->cfg.chunk_bytes(s->cfg.ctx, r->chunk, &total, &err);
-    if (st == CW_OK && r->offset >= total) st = CW_FAIL(&err, CW_STATUS_INVALID, "chunk %u ends before that offset", r->chunk);
+    if (st == CW_OK && r->offset >= total)
+        st = CW_FAIL(&err, CW_STATUS_INVALID, "chunk %u ends before that offset", r->chunk);
     size_t n = st == CW_OK && total - r->offset < r->length ? (size_t)(total - r->offset) : r->length;
     if (st == CW_OK) {
         f = cw_frame_new(n, &bytes);
-        st = bytes ? s->cfg.read(s->cfg.ctx, r->chunk, r->offset, n, bytes, &err) : CW_FAIL(&err, CW_STATUS_NO_MEMORY, "the coordinator is out of memory");
+        st = bytes ? s->cfg.read(s->cfg.ctx, r->chunk, r->offset, n, bytes, &err)
+                   : CW_FAIL(&err, CW_STATUS_NO_MEMORY, "the coordinator is out of memory");
     }
     if (st != CW_OK) {
         if (f.release) f.release(f.owner);
@@ -184,7 +188,8 @@ static void serve(store_server *s, peer *p, int64_t now_us, cw_outbox *out)
         request r = p->pending[p->first];
         p->first = (p->first + 1) % STORE_PENDING_MAX;
         p->n--;
-        size_t sent = r.manifest ? serve_manifest(s, p->link, r.offset, out) : serve_chunk(s, p->link, &r, out);
+        size_t sent =
+            r.manifest ? serve_manifest(s, p->link, r.offset, out) : serve_chunk(s, p->link, &r, out);
         if (!s->cfg.rate) continue;
         if (p->free_us < now_us) p->free_us = now_us;
         p->free_us += (int64_t)((double)sent * 1e6 / (double)s->cfg.rate);
@@ -220,8 +225,10 @@ static void on_message(store_server *s, const cw_event *ev, cw_outbox *out)
     if (!p) return; /* closed by us */
     const Cw__Pb__Envelope *env = ev->msg->env;
     if (!p->admitted) {
-        if (env->body_case == CW__PB__ENVELOPE__BODY_HELLO) on_hello(s, p, env->hello, ev, out);
-        else refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL, "the store expects a hello", out);
+        if (env->body_case == CW__PB__ENVELOPE__BODY_HELLO)
+            on_hello(s, p, env->hello, ev, out);
+        else
+            refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL, "the store expects a hello", out);
         return;
     }
     switch (env->body_case) {
@@ -229,7 +236,11 @@ static void on_message(store_server *s, const cw_event *ev, cw_outbox *out)
         on_request(s, p, (request){.manifest = true, .offset = env->manifest_get->offset}, ev->now_us, out);
         break;
     case CW__PB__ENVELOPE__BODY_CHUNK_GET:
-        on_request(s, p, (request){.chunk = env->chunk_get->chunk, .length = env->chunk_get->length, .offset = env->chunk_get->offset}, ev->now_us, out);
+        on_request(s, p,
+                   (request){.chunk = env->chunk_get->chunk,
+                             .length = env->chunk_get->length,
+                             .offset = env->chunk_get->offset},
+                   ev->now_us, out);
         break;
     case CW__PB__ENVELOPE__BODY_PING: send_pong(ev, out); break;
     case CW__PB__ENVELOPE__BODY_BYE:

@@ -95,7 +95,8 @@ struct cluster {
 };
 
 static const uint64_t expert_bytes[LAYERS] = {0, EXPERT_BYTES, EXPERT_BYTES, EXPERT_BYTES};
-static const char *const fault_names[N_FAULTS] = {"cut", "hole", "pause", "kill", "stop", "slow", "wall clock", "death at saving", "old backup"};
+static const char *const fault_names[N_FAULTS] = {
+    "cut", "hole", "pause", "kill", "stop", "slow", "wall clock", "death at saving", "old backup"};
 
 const char *cluster_fault_name(int fault)
 {
@@ -107,7 +108,8 @@ static bool is_f32(uint32_t layer)
     return layer == 3;
 }
 
-/* ---- the pure function -------------------------------------------------------------------------------------- */
+/* ---- the pure function
+ * -------------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t h, const void *data, size_t n)
 {
@@ -117,13 +119,15 @@ static uint64_t mix(uint64_t h, const void *data, size_t n)
 }
 
 /* Any fixed function of its arguments will do: bits that nobody can guess, all finite. */
-static void expert_row(uint32_t layer, uint32_t expert, const void *q, const void *s, const void *x, uint16_t *f16, int8_t *e, float *f32)
+static void expert_row(uint32_t layer, uint32_t expert, const void *q, const void *s, const void *x,
+                       uint16_t *f16, int8_t *e, float *f32)
 {
     uint32_t key[2] = {layer, expert};
     uint64_t h = mix(0xcbf29ce484222325u, key, sizeof key);
     if (is_f32(layer)) {
         h = mix(h, x, D * 4);
-        for (int i = 0; i < D; i++) f32[i] = (float)(int32_t)((h = h * 6364136223846793005u + 1) >> 40) / 64.0f;
+        for (int i = 0; i < D; i++)
+            f32[i] = (float)(int32_t)((h = h * 6364136223846793005u + 1) >> 40) / 64.0f;
     } else {
         h = mix(mix(h, q, D), s, D / 32 * 4);
         for (int i = 0; i < D; i++) f16[i] = (uint16_t)(((h = h * 6364136223846793005u + 1) >> 48) & 0xbbff);
@@ -131,7 +135,8 @@ static void expert_row(uint32_t layer, uint32_t expert, const void *q, const voi
     }
 }
 
-/* ---- the coordinator's process ------------------------------------------------------------------------------ */
+/* ---- the coordinator's process
+ * ------------------------------------------------------------------------------ */
 
 static void coordinator_restart(void *ctx, void *arg);
 
@@ -151,12 +156,14 @@ static void save(coordinator *c)
             memcpy(d->epoch, r->epoch.data, r->epoch.len);
             d->epoch_bytes = r->epoch.len;
             if (r->term < d->epoch_term || (r->term == d->epoch_term && r->number <= d->number))
-                sim_fail(c->cl->s, "epoch %llu.%llu follows %llu.%llu", (unsigned long long)r->term, (unsigned long long)r->number,
-                         (unsigned long long)d->epoch_term, (unsigned long long)d->number);
+                sim_fail(c->cl->s, "epoch %llu.%llu follows %llu.%llu", (unsigned long long)r->term,
+                         (unsigned long long)r->number, (unsigned long long)d->epoch_term,
+                         (unsigned long long)d->number);
             d->epoch_term = r->term;
             d->number = r->number;
             c->cl->counts->epochs++;
-            sim_trace(c->cl->s, "epoch %llu.%llu", (unsigned long long)r->term, (unsigned long long)r->number);
+            sim_trace(c->cl->s, "epoch %llu.%llu", (unsigned long long)r->term,
+                      (unsigned long long)r->number);
             break;
         case CW_ROW_TOKEN:
             while (k < d->n_tokens && d->tokens[k].id != r->token.id) k++;
@@ -218,8 +225,14 @@ static void coordinator_start(coordinator *c)
     cfg.n_experts = EXPERTS;
     cfg.expert_bytes = expert_bytes;
     const disk *d = &c->disk;
-    cw_coordinator_state st = {.tokens = d->tokens, .n_tokens = d->n_tokens, .keys = d->keys, .n_keys = d->n_keys, .term = d->term,
-                               .serial = d->serial, .epoch = d->epoch, .epoch_bytes = d->epoch_bytes};
+    cw_coordinator_state st = {.tokens = d->tokens,
+                               .n_tokens = d->n_tokens,
+                               .keys = d->keys,
+                               .n_keys = d->n_keys,
+                               .term = d->term,
+                               .serial = d->serial,
+                               .epoch = d->epoch,
+                               .epoch_bytes = d->epoch_bytes};
     cw_err err;
     cw_coordinator_free(&c->m);
     if (cw_coordinator_new(&cfg, &st, sim_now(cl->s), &c->m, &err) != CW_OK) {
@@ -228,7 +241,9 @@ static void coordinator_start(coordinator *c)
     }
     if (!d->n_tokens)
         for (int i = 0; i < 2; i++) {
-            cw_token_row t = {.role = i ? CW__PB__ROLE__ROLE_EDGE : CW__PB__ROLE__ROLE_WORKER, .created_ms = 1, .expires_ms = INT64_C(1) << 60};
+            cw_token_row t = {.role = i ? CW__PB__ROLE__ROLE_EDGE : CW__PB__ROLE__ROLE_WORKER,
+                              .created_ms = 1,
+                              .expires_ms = INT64_C(1) << 60};
             uint32_t id;
             cw_token_hash(cl->token[i], CW_TOKEN_BYTES, t.hash);
             CW_ASSERT(cw_coordinator_token_add(c->m, &t, &id, NULL) == CW_OK);
@@ -245,7 +260,8 @@ static void coordinator_restart(void *ctx, void *arg)
     coordinator_start(c);
 }
 
-/* ---- a worker's process ------------------------------------------------------------------------------------- */
+/* ---- a worker's process
+ * ------------------------------------------------------------------------------------- */
 
 static void worker_restart(void *ctx, void *arg);
 
@@ -256,8 +272,10 @@ static void give_model(void *ctx, void *arg, cw_outbox *out)
     cw_worker_layer layers[LAYERS];
     for (uint32_t l = 0; l < LAYERS; l++)
         layers[l] = (cw_worker_layer){is_f32(l) ? CW__PB__ACT_KIND__ACT_F32 : CW__PB__ACT_KIND__ACT_A8,
-                                      is_f32(l) ? CW__PB__REPLY_KIND__ROWS_F32 : CW__PB__REPLY_KIND__ROWS_F16, expert_bytes[l]};
-    cw_worker_model_ready(w->m, LAYERS, EXPERTS, D, layers, sim_now(w->cl->s), sim_wall(w->cl->s, w->proc), out);
+                                      is_f32(l) ? CW__PB__REPLY_KIND__ROWS_F32 : CW__PB__REPLY_KIND__ROWS_F16,
+                                      expert_bytes[l]};
+    cw_worker_model_ready(w->m, LAYERS, EXPERTS, D, layers, sim_now(w->cl->s), sim_wall(w->cl->s, w->proc),
+                          out);
 }
 
 static void *pack(uint32_t layer, uint32_t expert)
@@ -272,14 +290,16 @@ static void loaded(void *ctx, void *arg, cw_outbox *out)
     bool ok = !sim_chance(w->cl->s, 1);
     w->here[layer][expert] = ok ? HERE : NOT_HERE;
     if (!ok) w->n_here--;
-    cw_worker_loaded(w->m, layer, expert, ok, ok ? "" : "the chunk did not verify", sim_now(w->cl->s), sim_wall(w->cl->s, w->proc), out);
+    cw_worker_loaded(w->m, layer, expert, ok, ok ? "" : "the chunk did not verify", sim_now(w->cl->s),
+                     sim_wall(w->cl->s, w->proc), out);
 }
 
 static bool job_is_honest(worker *w, const cw_job *job)
 {
     for (uint32_t i = 0; i < job->n_experts; i++)
         if (w->here[job->experts[i].layer][job->experts[i].expert] != HERE) {
-            sim_fail(w->cl->s, "worker %d computes expert %u of layer %u, which it does not hold", w->index, job->experts[i].expert, job->experts[i].layer);
+            sim_fail(w->cl->s, "worker %d computes expert %u of layer %u, which it does not hold", w->index,
+                     job->experts[i].expert, job->experts[i].layer);
             return false;
         }
     return true;
@@ -320,13 +340,15 @@ static void worker_after(void *ctx, cw_outbox *out)
         case CW_WORKER_ENROLLED: w->enrolled = true; break;
         case CW_WORKER_GET_MODEL: sim_after(s, w->proc, 1000 + sim_below(s, 50000), give_model, NULL); break;
         case CW_WORKER_LOAD:
-            if (w->here[a.layer][a.expert] != NOT_HERE) sim_fail(s, "worker %d loads expert %u of layer %u twice", w->index, a.expert, a.layer);
+            if (w->here[a.layer][a.expert] != NOT_HERE)
+                sim_fail(s, "worker %d loads expert %u of layer %u twice", w->index, a.expert, a.layer);
             w->here[a.layer][a.expert] = LOADING;
             w->n_here++;
             sim_after(s, w->proc, 500 + sim_below(s, 20000), loaded, pack(a.layer, a.expert));
             break;
         case CW_WORKER_UNLOAD:
-            if (w->here[a.layer][a.expert] != HERE) sim_fail(s, "worker %d unloads what it does not hold", w->index);
+            if (w->here[a.layer][a.expert] != HERE)
+                sim_fail(s, "worker %d unloads what it does not hold", w->index);
             w->here[a.layer][a.expert] = NOT_HERE;
             w->n_here--;
             break;
@@ -334,7 +356,9 @@ static void worker_after(void *ctx, cw_outbox *out)
             if (job_is_honest(w, a.job)) sim_after(s, w->proc, 100 + sim_below(s, 3000), computed, a.job);
             break;
         case CW_WORKER_SAY: sim_trace(s, "worker %d says: %s", w->index, a.text); break;
-        case CW_WORKER_REVOKED: sim_fail(s, "worker %d hears of a revocation that nobody made", w->index); break;
+        case CW_WORKER_REVOKED:
+            sim_fail(s, "worker %d hears of a revocation that nobody made", w->index);
+            break;
         case CW_WORKER_STOPPED: worker_stopped(w, &a); break;
         }
     }
@@ -357,12 +381,21 @@ static void worker_start(worker *w)
 {
     cluster *cl = w->cl;
     w->incarnation++;
-    cw_worker_config c = {.coordinator_key = key_of(1, 0), .token_len = CW_TOKEN_BYTES, .enrolled = w->enrolled, .memory_bytes = w->memory, .threads = 1,
-                          .speed = 1.0f + (float)w->index, .arithmetic_id = 1, .fingerprint = FINGERPRINT, .kernels = cw_kernels_get(CW_ISA_SCALAR),
-                          .seed = sim_random(cl->s), .jobs_in_flight = 1 + sim_below(cl->s, 2)};
+    cw_worker_config c = {.coordinator_key = key_of(1, 0),
+                          .token_len = CW_TOKEN_BYTES,
+                          .enrolled = w->enrolled,
+                          .memory_bytes = w->memory,
+                          .threads = 1,
+                          .speed = 1.0f + (float)w->index,
+                          .arithmetic_id = 1,
+                          .fingerprint = FINGERPRINT,
+                          .kernels = cw_kernels_get(CW_ISA_SCALAR),
+                          .seed = sim_random(cl->s),
+                          .jobs_in_flight = 1 + sim_below(cl->s, 2)};
     snprintf(c.name, sizeof c.name, "w%d", w->index);
     snprintf(c.coordinator, sizeof c.coordinator, "%s", control_address);
-    snprintf(c.data_address, sizeof c.data_address, "tcp://10.0.1.%d:%u", w->index + 1, 6000 + w->incarnation); /* ephemeral ports */
+    snprintf(c.data_address, sizeof c.data_address, "tcp://10.0.1.%d:%u", w->index + 1,
+             6000 + w->incarnation); /* ephemeral ports */
     snprintf(c.isa, sizeof c.isa, "scalar");
     memcpy(c.token, cl->token[0], CW_TOKEN_BYTES);
     for (size_t i = 0; i < sizeof c.instance; i++) c.instance[i] = (uint8_t)sim_random(cl->s);
@@ -381,7 +414,8 @@ static void worker_restart(void *ctx, void *arg)
     if (!sim_is_up(w->cl->s, w->proc)) worker_start(w);
 }
 
-/* ---- an edge's process -------------------------------------------------------------------------------------- */
+/* ---- an edge's process
+ * -------------------------------------------------------------------------------------- */
 
 static void submit_later(edge *e);
 
@@ -392,10 +426,13 @@ static void check_answer(edge *e, request *q)
         uint16_t f16[D] = {0};
         float f32[D] = {0};
         int8_t exponent = 0;
-        expert_row(q->r.layer, q->entries[i].expert, q->q + row * D, q->s + row * (D / 32), q->x + row * D, f16, &exponent, f32);
-        bool same = is_f32(q->r.layer) ? !memcmp(f32, q->f32 + i * D, sizeof f32) : !memcmp(f16, q->f16 + i * D, sizeof f16) && exponent == q->e[i];
+        expert_row(q->r.layer, q->entries[i].expert, q->q + row * D, q->s + row * (D / 32), q->x + row * D,
+                   f16, &exponent, f32);
+        bool same = is_f32(q->r.layer) ? !memcmp(f32, q->f32 + i * D, sizeof f32)
+                                       : !memcmp(f16, q->f16 + i * D, sizeof f16) && exponent == q->e[i];
         if (!same) {
-            sim_fail(e->cl->s, "edge %d got a wrong row: layer %u, expert %u, entry %u of %u", e->index, q->r.layer, q->entries[i].expert, i, q->r.n_entries);
+            sim_fail(e->cl->s, "edge %d got a wrong row: layer %u, expert %u, entry %u of %u", e->index,
+                     q->r.layer, q->entries[i].expert, i, q->r.n_entries);
             return;
         }
     }
@@ -472,7 +509,8 @@ static void make_request(edge *e, request *q)
     for (uint32_t i = 0; i < q->r.n_rows * (D / 32); i++) q->s[i] = (float)sim_below(s, 1000) / 1024.0f;
     for (uint32_t row = 0; row < q->r.n_rows; row++) {
         uint32_t first = sim_below(s, EXPERTS / 2), step = 1 + sim_below(s, 2), k = 1 + sim_below(s, MAX_K);
-        for (uint32_t i = 0; i < k; i++) q->entries[q->r.n_entries++] = (cw_edge_entry){row, first + i * step, 0.5f};
+        for (uint32_t i = 0; i < k; i++)
+            q->entries[q->r.n_entries++] = (cw_edge_entry){row, first + i * step, 0.5f};
     }
     q->r.q = q->q;
     q->r.s = q->s;
@@ -523,12 +561,26 @@ static void edge_start(edge *e)
     cw_edge_layer layers[LAYERS];
     for (uint32_t l = 0; l < LAYERS; l++)
         layers[l] = (cw_edge_layer){is_f32(l) ? CW__PB__ACT_KIND__ACT_F32 : CW__PB__ACT_KIND__ACT_A8,
-                                    is_f32(l) ? CW__PB__REPLY_KIND__ROWS_F32 : CW__PB__REPLY_KIND__ROWS_F16, expert_bytes[l]};
+                                    is_f32(l) ? CW__PB__REPLY_KIND__ROWS_F32 : CW__PB__REPLY_KIND__ROWS_F16,
+                                    expert_bytes[l]};
     e->incarnation++;
-    cw_edge_config c = {.coordinator_key = key_of(1, 0), .token_len = CW_TOKEN_BYTES, .enrolled = e->enrolled, .arithmetic_id = 1, .fingerprint = FINGERPRINT,
-                        .n_layers = LAYERS, .n_experts = EXPERTS, .d_model = D, .layers = layers, .seed = sim_random(cl->s), .homeless_us = 300 * SIM_S,
-                        .has_saved = e->has_saved, .sign_key = e->sign_key, .saved_ticket = e->ticket, .saved_ticket_len = e->ticket_len,
-                        .saved_epoch = e->epoch, .saved_epoch_len = e->epoch_len};
+    cw_edge_config c = {.coordinator_key = key_of(1, 0),
+                        .token_len = CW_TOKEN_BYTES,
+                        .enrolled = e->enrolled,
+                        .arithmetic_id = 1,
+                        .fingerprint = FINGERPRINT,
+                        .n_layers = LAYERS,
+                        .n_experts = EXPERTS,
+                        .d_model = D,
+                        .layers = layers,
+                        .seed = sim_random(cl->s),
+                        .homeless_us = 300 * SIM_S,
+                        .has_saved = e->has_saved,
+                        .sign_key = e->sign_key,
+                        .saved_ticket = e->ticket,
+                        .saved_ticket_len = e->ticket_len,
+                        .saved_epoch = e->epoch,
+                        .saved_epoch_len = e->epoch_len};
     snprintf(c.name, sizeof c.name, "e%d", e->index);
     snprintf(c.coordinator, sizeof c.coordinator, "%s", control_address);
     memcpy(c.token, cl->token[1], CW_TOKEN_BYTES);
@@ -549,16 +601,19 @@ static void edge_restart(void *ctx, void *arg)
     if (!sim_is_up(e->cl->s, e->proc)) edge_start(e);
 }
 
-/* ---- what must hold ----------------------------------------------------------------------------------------- */
+/* ---- what must hold
+ * ----------------------------------------------------------------------------------------- */
 
-static void see_epoch(cluster *cl, const char *who, int index, uint64_t *term, uint64_t *number, uint64_t t, uint64_t n)
+static void see_epoch(cluster *cl, const char *who, int index, uint64_t *term, uint64_t *number, uint64_t t,
+                      uint64_t n)
 {
     if (t < *term || (t == *term && n < *number))
-        sim_fail(cl->s, "%s %d saw epoch %llu.%llu after %llu.%llu", who, index, (unsigned long long)t, (unsigned long long)n,
-                 (unsigned long long)*term, (unsigned long long)*number);
+        sim_fail(cl->s, "%s %d saw epoch %llu.%llu after %llu.%llu", who, index, (unsigned long long)t,
+                 (unsigned long long)n, (unsigned long long)*term, (unsigned long long)*number);
     const disk *d = &cl->co.disk;
     if (!cl->co.restored && (t > d->epoch_term || (t == d->epoch_term && n > d->number)))
-        sim_fail(cl->s, "%s %d saw epoch %llu.%llu, which was never saved", who, index, (unsigned long long)t, (unsigned long long)n);
+        sim_fail(cl->s, "%s %d saw epoch %llu.%llu, which was never saved", who, index, (unsigned long long)t,
+                 (unsigned long long)n);
     *term = t;
     *number = n;
 }
@@ -577,7 +632,9 @@ static void step(void *ctx)
         if (!sim_is_up(cl->s, w->proc)) continue;
         cw_worker_facts f;
         cw_worker_get_facts(w->m, &f);
-        if (f.memory_used > w->memory) sim_fail(cl->s, "worker %d says it uses %llu bytes of %llu", i, (unsigned long long)f.memory_used, (unsigned long long)w->memory);
+        if (f.memory_used > w->memory)
+            sim_fail(cl->s, "worker %d says it uses %llu bytes of %llu", i, (unsigned long long)f.memory_used,
+                     (unsigned long long)w->memory);
         see_epoch(cl, "worker", i, &w->term, &w->number, f.epoch_term, f.epoch_number);
     }
     for (int i = 0; i < EDGES; i++) {
@@ -589,7 +646,8 @@ static void step(void *ctx)
     }
 }
 
-/* ---- faults ------------------------------------------------------------------------------------------------- */
+/* ---- faults
+ * ------------------------------------------------------------------------------------------------- */
 
 static int64_t some_time(sim *s, int64_t from_ms, int64_t to_ms)
 {
@@ -678,7 +736,8 @@ static void take_backup(void *ctx, void *arg)
     c->backup = c->disk;
 }
 
-/* ---- one run ------------------------------------------------------------------------------------------------ */
+/* ---- one run
+ * ------------------------------------------------------------------------------------------------ */
 
 static void setup(cluster *cl, uint64_t seed, bool trace)
 {
@@ -689,20 +748,34 @@ static void setup(cluster *cl, uint64_t seed, bool trace)
     memset(cl->token[1], 0x22, CW_TOKEN_BYTES);
     cl->submitting = true;
     cl->co.cl = cl;
-    cl->co.proc = sim_add(s, &(sim_proc){.name = "coordinator", .side = CW_SIDE_COORDINATOR, .key = key_of(1, 0), .event = coordinator_event, .after = coordinator_after});
-    static const char *const worker_names[WORKERS] = {"worker0", "worker1"}, *const edge_names[EDGES] = {"edge0", "edge1"};
+    cl->co.proc = sim_add(s, &(sim_proc){.name = "coordinator",
+                                         .side = CW_SIDE_COORDINATOR,
+                                         .key = key_of(1, 0),
+                                         .event = coordinator_event,
+                                         .after = coordinator_after});
+    static const char *const worker_names[WORKERS] = {"worker0", "worker1"}, *const edge_names[EDGES] = {
+                                                                                 "edge0", "edge1"};
     static const uint32_t percent[] = {120, 100, 90, 70, 60, 55};
     bool big = sim_chance(s, 50);
     for (int i = 0; i < WORKERS; i++) {
         worker *w = &cl->w[i];
         *w = (worker){.cl = cl, .index = i, .restart_us = SIM_S};
-        w->memory = big ? MODEL_BYTES : (uint64_t)MODEL_BYTES * percent[sim_below(s, CW_ARRAY_LEN(percent))] / 100;
-        w->proc = sim_add(s, &(sim_proc){.name = worker_names[i], .side = CW_SIDE_WORKER, .key = key_of(2, i), .event = worker_event, .after = worker_after});
+        w->memory =
+            big ? MODEL_BYTES : (uint64_t)MODEL_BYTES * percent[sim_below(s, CW_ARRAY_LEN(percent))] / 100;
+        w->proc = sim_add(s, &(sim_proc){.name = worker_names[i],
+                                         .side = CW_SIDE_WORKER,
+                                         .key = key_of(2, i),
+                                         .event = worker_event,
+                                         .after = worker_after});
     }
     for (int i = 0; i < EDGES; i++) {
         cl->e[i].cl = cl;
         cl->e[i].index = i;
-        cl->e[i].proc = sim_add(s, &(sim_proc){.name = edge_names[i], .side = CW_SIDE_EDGE, .key = key_of(3, i), .event = edge_event, .after = edge_after});
+        cl->e[i].proc = sim_add(s, &(sim_proc){.name = edge_names[i],
+                                               .side = CW_SIDE_EDGE,
+                                               .key = key_of(3, i),
+                                               .event = edge_event,
+                                               .after = edge_after});
     }
     coordinator_start(&cl->co);
     for (int i = 0; i < WORKERS; i++) worker_start(&cl->w[i]);
@@ -716,7 +789,8 @@ static void plan_faults(cluster *cl)
     cl->faults_end = now;
     sim_at(s, now, take_backup, cl, NULL);
     sim_at(s, now + some_time(s, 10, 20000), fault, cl, (void *)(uintptr_t)FAULT_CUT); /* at least one cut */
-    for (uint32_t n = sim_below(s, 5); n; n--) sim_at(s, now + some_time(s, 10, 20000), fault, cl, (void *)(uintptr_t)sim_below(s, N_FAULTS));
+    for (uint32_t n = sim_below(s, 5); n; n--)
+        sim_at(s, now + some_time(s, 10, 20000), fault, cl, (void *)(uintptr_t)sim_below(s, N_FAULTS));
 }
 
 static void check_progress(cluster *cl, const uint64_t before[EDGES], const char *when)
@@ -725,7 +799,8 @@ static void check_progress(cluster *cl, const uint64_t before[EDGES], const char
         if (cl->e[i].done <= before[i]) {
             cw_edge_facts f;
             cw_edge_get_facts(cl->e[i].m, &f);
-            sim_fail(cl->s, "edge %d got no answer %s: %u of %u links up, %u of %u experts; %s", i, when, f.n_up, f.n_workers, f.n_homes, f.n_experts, f.why);
+            sim_fail(cl->s, "edge %d got no answer %s: %u of %u links up, %u of %u experts; %s", i, when,
+                     f.n_up, f.n_workers, f.n_homes, f.n_experts, f.why);
         }
 }
 
@@ -736,13 +811,16 @@ static void check_agreement(cluster *cl)
     cw_coordinator_get_status(cl->co.m, &st);
     for (int i = 0; i < WORKERS; i++)
         if (cl->w[i].term != st.term || cl->w[i].number != st.number)
-            sim_fail(cl->s, "worker %d believes in epoch %llu.%llu, the newest is %llu.%llu", i, (unsigned long long)cl->w[i].term,
-                     (unsigned long long)cl->w[i].number, (unsigned long long)st.term, (unsigned long long)st.number);
+            sim_fail(cl->s, "worker %d believes in epoch %llu.%llu, the newest is %llu.%llu", i,
+                     (unsigned long long)cl->w[i].term, (unsigned long long)cl->w[i].number,
+                     (unsigned long long)st.term, (unsigned long long)st.number);
     for (int i = 0; i < EDGES; i++)
         if (cl->e[i].term != st.term || cl->e[i].number != st.number)
-            sim_fail(cl->s, "edge %d believes in epoch %llu.%llu, the newest is %llu.%llu", i, (unsigned long long)cl->e[i].term,
-                     (unsigned long long)cl->e[i].number, (unsigned long long)st.term, (unsigned long long)st.number);
-    if (st.n_live_workers != WORKERS || st.n_ready_workers != WORKERS) sim_fail(cl->s, "%u of %u workers are ready", st.n_ready_workers, st.n_live_workers);
+            sim_fail(cl->s, "edge %d believes in epoch %llu.%llu, the newest is %llu.%llu", i,
+                     (unsigned long long)cl->e[i].term, (unsigned long long)cl->e[i].number,
+                     (unsigned long long)st.term, (unsigned long long)st.number);
+    if (st.n_live_workers != WORKERS || st.n_ready_workers != WORKERS)
+        sim_fail(cl->s, "%u of %u workers are ready", st.n_ready_workers, st.n_live_workers);
 }
 
 static void run(cluster *cl)
@@ -752,7 +830,8 @@ static void run(cluster *cl)
     if (!sim_run(s, sim_now(s) + start_bound, step, cl)) return;
     check_progress(cl, before, "after the start");
     plan_faults(cl);
-    if (!sim_run(s, sim_now(s) + 20 * SIM_S, step, cl)) return; /* faults begin within these, and may last longer */
+    if (!sim_run(s, sim_now(s) + 20 * SIM_S, step, cl))
+        return; /* faults begin within these, and may last longer */
     cl->co.die_before_save = cl->co.die_after_save = false;
     cl->counting_down = true;
     int64_t end = cl->faults_end > sim_now(s) ? cl->faults_end : sim_now(s);

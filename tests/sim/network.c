@@ -1,6 +1,6 @@
 /*
- * Connections of the simulator: opening, sending, cutting, with libzmq's semantics (sim.h says which). A connection is
- * never reused: both ends give it one link id, for good.
+ * Connections of the simulator: opening, sending, cutting, with libzmq's semantics (sim.h says which). A
+ * connection is never reused: both ends give it one link id, for good.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,8 @@
 static int64_t latency(sim *s, int from)
 {
     const process *p = &s->procs[from];
-    return s->least_latency + (int64_t)(sim_random(s) % (uint64_t)(s->most_latency - s->least_latency)) + (s->now < p->slow_until ? p->slow_us : 0);
+    return s->least_latency + (int64_t)(sim_random(s) % (uint64_t)(s->most_latency - s->least_latency)) +
+           (s->now < p->slow_until ? p->slow_us : 0);
 }
 
 static bool in_hole(const sim *s, int from, int to)
@@ -48,7 +49,8 @@ static void drop_from(sim *s, pipe_state *p, uint32_t keep)
     }
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------ */
+/* ---- opening
+ * ------------------------------------------------------------------------------------------------ */
 
 static int who_listens(sim *s, const char *address, cw_port *port)
 {
@@ -118,7 +120,8 @@ void net_link_down(sim *s, conn *c, int end, const char *text)
     sim_give(s, e->proc, &ev);
 }
 
-/* ---- sending ------------------------------------------------------------------------------------------------ */
+/* ---- sending
+ * ------------------------------------------------------------------------------------------------ */
 
 /* As the wire does it: packed by the sender, unpacked and checked by the receiver. */
 static cw_msg *through_the_wire(sim *s, const conn_end *to, cw_msg *msg)
@@ -129,8 +132,11 @@ static cw_msg *through_the_wire(sim *s, const conn_end *to, cw_msg *msg)
     cw_msg_header_pack(msg->env, header);
     cw_msg *out = NULL;
     cw_err err;
-    if (cw_msg_decode(header, n, cw_gate_header_max(&to->gate), msg->frames, msg->n_frames, &out, &err) == CW_OK) msg->n_frames = 0;
-    else sim_fail(s, "a %s that does not decode: %s", cw_msg_kind_name(msg->env->body_case), err.text);
+    if (cw_msg_decode(header, n, cw_gate_header_max(&to->gate), msg->frames, msg->n_frames, &out, &err) ==
+        CW_OK)
+        msg->n_frames = 0;
+    else
+        sim_fail(s, "a %s that does not decode: %s", cw_msg_kind_name(msg->env->body_case), err.text);
     free(header);
     cw_msg_free(&msg);
     return out;
@@ -160,8 +166,10 @@ void net_send(sim *s, int proc, cw_link link, cw_msg *msg)
     flight *f = calloc(1, sizeof *f);
     CW_ASSERT(f);
     f->msg = msg;
-    if (p->tail) p->tail->next = f;
-    else p->head = f;
+    if (p->tail)
+        p->tail->next = f;
+    else
+        p->head = f;
     p->tail = f;
     p->n++;
     sim_push(s, (item){.at = at, .kind = T_DELIVER, .c = c, .dir = dir});
@@ -185,7 +193,8 @@ void net_deliver(sim *s, conn *c, int dir)
     conn_end *to = &c->end[1 - dir], *from = &c->end[dir];
     pipe_state *p = &c->pipe[dir];
     if (to->down || !p->head) return;
-    if (in_hole(s, from->proc, to->proc)) { /* TCP sends it again when the hole has ended, if the connection lives so long */
+    if (in_hole(s, from->proc,
+                to->proc)) { /* TCP sends it again when the hole has ended, if the connection lives so long */
         int64_t at = s->hole[from->proc][to->proc] + 1000;
         if (at > p->last_us) p->last_us = at;
         sim_push(s, (item){.at = at, .kind = T_DELIVER, .c = c, .dir = dir});
@@ -200,8 +209,14 @@ void net_deliver(sim *s, conn *c, int dir)
         return;
     }
     s->messages++;
-    if (s->trace_on) sim_trace(s, "%s -> %s %s", s->procs[from->proc].def.name, s->procs[to->proc].def.name, cw_msg_kind_name(m->env->body_case));
-    cw_event ev = {.kind = CW_EV_MESSAGE, .link = to->link, .port = c->port, .key = s->procs[from->proc].def.key, .msg = m};
+    if (s->trace_on)
+        sim_trace(s, "%s -> %s %s", s->procs[from->proc].def.name, s->procs[to->proc].def.name,
+                  cw_msg_kind_name(m->env->body_case));
+    cw_event ev = {.kind = CW_EV_MESSAGE,
+                   .link = to->link,
+                   .port = c->port,
+                   .key = s->procs[from->proc].def.key,
+                   .msg = m};
     if (!to->told_up) {
         uint32_t gen = to->gen;
         net_link_up(s, c, 1 - dir);
@@ -221,7 +236,8 @@ void net_admit(sim *s, int proc, cw_link link)
     if (c) cw_gate_admit(&c->end[end].gate);
 }
 
-/* ---- the end of a connection -------------------------------------------------------------------------------- */
+/* ---- the end of a connection
+ * -------------------------------------------------------------------------------- */
 
 /* This end is done at once; the peer still gets what was sent before, then hears of it. */
 void net_close(sim *s, int proc, cw_link link)
@@ -252,7 +268,8 @@ void net_cut(sim *s, conn *c, bool at_once, const char *text)
         drop_from(s, p, p->n ? sim_below(s, p->n + 1) : 0);
         int64_t at = s->now + (at_once ? 0 : latency(s, c->end[end].proc));
         if (p->head && p->last_us > at) at = p->last_us;
-        if (!at_once && sim_chance(s, 20)) at += (int64_t)sim_below(s, SIM_HEARTBEATS_US); /* no reset came: heartbeats must notice */
+        if (!at_once && sim_chance(s, 20))
+            at += (int64_t)sim_below(s, SIM_HEARTBEATS_US); /* no reset came: heartbeats must notice */
         sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = end, .text = text});
     }
 }
@@ -260,7 +277,8 @@ void net_cut(sim *s, conn *c, bool at_once, const char *text)
 static bool joins(const conn *c, int a, int b)
 {
     return !c->dead && c->end[1].proc >= 0 &&
-           ((c->end[0].proc == a && (b < 0 || c->end[1].proc == b)) || (c->end[1].proc == a && (b < 0 || c->end[0].proc == b)));
+           ((c->end[0].proc == a && (b < 0 || c->end[1].proc == b)) ||
+            (c->end[1].proc == a && (b < 0 || c->end[0].proc == b)));
 }
 
 void sim_cut(sim *s, int a, int b)
@@ -282,19 +300,22 @@ void net_kill(sim *s, int proc)
     }
 }
 
-/* Heartbeats from one process have not come for too long: the other gives up, and the first hears of that when it can. `to` -1:
- * everybody's. */
+/* Heartbeats from one process have not come for too long: the other gives up, and the first hears of that
+ * when it can. `to` -1: everybody's. */
 void net_heartbeats_lost(sim *s, int from, int to)
 {
     for (conn *c = s->conns; c; c = c->next) {
         if (!joins(c, from, to)) continue;
         int end = c->end[0].proc == from ? 0 : 1, peer = c->end[1 - end].proc;
-        /* A hole or a pause that ended meanwhile brought the heartbeats back; a connection that began later is not concerned. */
+        /* A hole or a pause that ended meanwhile brought the heartbeats back; a connection that began later
+         * is not concerned. */
         bool silent = to >= 0 ? in_hole(s, from, to) : s->procs[from].paused;
         if (!silent) continue;
         c->dead = true;
         drop_from(s, &c->pipe[end], 0); /* to the one that gives up: what had not arrived never will */
-        sim_push(s, (item){.at = s->now, .kind = T_LINK_DOWN, .c = c, .dir = 1 - end, .text = "heartbeats stopped"});
+        sim_push(
+            s,
+            (item){.at = s->now, .kind = T_LINK_DOWN, .c = c, .dir = 1 - end, .text = "heartbeats stopped"});
         int64_t at = s->now + latency(s, peer);
         if (c->pipe[1 - end].last_us > at) at = c->pipe[1 - end].last_us;
         if (in_hole(s, peer, from) && s->hole[peer][from] > at) at = s->hole[peer][from];
@@ -308,7 +329,8 @@ void net_deadline(sim *s, conn *c)
     const conn_end *e = &c->end[1];
     if (c->dead || e->down || e->gate.state == CW_GATE_ADMITTED || e->gate.state == CW_GATE_ENDED) return;
     if (s->procs[e->proc].paused) { /* its timers stand still too */
-        sim_push(s, (item){.at = s->procs[e->proc].paused_until + SIM_CONNECT_US, .kind = T_DEADLINE, .c = c});
+        sim_push(s,
+                 (item){.at = s->procs[e->proc].paused_until + SIM_CONNECT_US, .kind = T_DEADLINE, .c = c});
         return;
     }
     sim_fail(s, "%s left a link undecided for 2 s", s->procs[e->proc].def.name);

@@ -8,7 +8,8 @@
 
 enum { TICK_US = 100000 };
 
-/* ---- random numbers, failure, trace ------------------------------------------------------------------------- */
+/* ---- random numbers, failure, trace
+ * ------------------------------------------------------------------------- */
 
 uint64_t sim_random(sim *s)
 {
@@ -61,10 +62,22 @@ const char *sim_failure(const sim *s)
     return s->failure[0] ? s->failure : NULL;
 }
 
-uint64_t sim_events(const sim *s) { return s->events; }
-uint64_t sim_messages(const sim *s) { return s->messages; }
-uint64_t sim_lost(const sim *s) { return s->lost; }
-int64_t sim_now(const sim *s) { return s->now; }
+uint64_t sim_events(const sim *s)
+{
+    return s->events;
+}
+uint64_t sim_messages(const sim *s)
+{
+    return s->messages;
+}
+uint64_t sim_lost(const sim *s)
+{
+    return s->lost;
+}
+int64_t sim_now(const sim *s)
+{
+    return s->now;
+}
 
 void sim_set_latency(sim *s, int64_t least_us, int64_t most_us)
 {
@@ -77,7 +90,8 @@ int64_t sim_wall(const sim *s, int proc)
     return 1800000000000 + s->now / 1000 + s->procs[proc].wall_offset_ms;
 }
 
-/* ---- the heap ----------------------------------------------------------------------------------------------- */
+/* ---- the heap
+ * ----------------------------------------------------------------------------------------------- */
 
 static bool before(const item *a, const item *b)
 {
@@ -117,7 +131,8 @@ static item pop(sim *s)
     return top;
 }
 
-/* ---- processes ---------------------------------------------------------------------------------------------- */
+/* ---- processes
+ * ---------------------------------------------------------------------------------------------- */
 
 sim *sim_new(uint64_t seed, bool trace)
 {
@@ -151,8 +166,14 @@ int sim_add(sim *s, const sim_proc *p)
     return s->n_procs++;
 }
 
-bool sim_is_up(const sim *s, int proc) { return s->procs[proc].up; }
-bool sim_is_paused(const sim *s, int proc) { return s->procs[proc].paused; }
+bool sim_is_up(const sim *s, int proc)
+{
+    return s->procs[proc].up;
+}
+bool sim_is_paused(const sim *s, int proc)
+{
+    return s->procs[proc].paused;
+}
 
 void sim_start(sim *s, int proc, void *ctx, const char *address, cw_port port)
 {
@@ -191,9 +212,15 @@ void sim_die_now(sim *s, int proc)
     s->procs[proc].die = true;
 }
 
-void sim_after(sim *s, int proc, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out), void *arg)
+void sim_after(sim *s, int proc, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out),
+               void *arg)
 {
-    sim_push(s, (item){.at = s->now + delay_us, .kind = T_AFTER, .proc = proc, .gen = s->procs[proc].gen, .fn = fn, .arg = arg});
+    sim_push(s, (item){.at = s->now + delay_us,
+                       .kind = T_AFTER,
+                       .proc = proc,
+                       .gen = s->procs[proc].gen,
+                       .fn = fn,
+                       .arg = arg});
 }
 
 void sim_at(sim *s, int64_t at_us, void (*fn)(void *ctx, void *arg), void *ctx, void *arg)
@@ -221,7 +248,8 @@ void sim_do_outbox(sim *s, int proc)
     }
     cw_outbox_clear(&p->out);
     if (p->out.wake_us != INT64_MAX) {
-        if (p->out.wake_us < p->tick_us) sim_push(s, (item){.at = p->out.wake_us, .kind = T_TICK, .proc = proc, .gen = p->gen, .dir = 1});
+        if (p->out.wake_us < p->tick_us)
+            sim_push(s, (item){.at = p->out.wake_us, .kind = T_TICK, .proc = proc, .gen = p->gen, .dir = 1});
         p->out.wake_us = INT64_MAX;
     }
     if (p->die) sim_kill(s, proc);
@@ -247,14 +275,17 @@ void sim_give(sim *s, int proc, cw_event *ev)
     finish(s, proc);
 }
 
-/* ---- faults ------------------------------------------------------------------------------------------------- */
+/* ---- faults
+ * ------------------------------------------------------------------------------------------------- */
 
 void sim_hole(sim *s, int from, int to, int64_t us)
 {
     int64_t until = s->now + us;
-    sim_trace(s, "hole from %s to %s for %.3f s", s->procs[from].def.name, s->procs[to].def.name, (double)us / 1e6);
+    sim_trace(s, "hole from %s to %s for %.3f s", s->procs[from].def.name, s->procs[to].def.name,
+              (double)us / 1e6);
     if (until > s->hole[from][to]) s->hole[from][to] = until;
-    if (us > SIM_HEARTBEATS_US) sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = from, .dir = to});
+    if (us > SIM_HEARTBEATS_US)
+        sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = from, .dir = to});
 }
 
 void sim_pause(sim *s, int proc, int64_t us)
@@ -265,13 +296,15 @@ void sim_pause(sim *s, int proc, int64_t us)
     p->paused = true;
     p->paused_until = s->now + us;
     sim_push(s, (item){.at = p->paused_until, .kind = T_RESUME, .proc = proc, .gen = p->gen});
-    if (us > SIM_HEARTBEATS_US) sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = proc, .dir = -1});
+    if (us > SIM_HEARTBEATS_US)
+        sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = proc, .dir = -1});
 }
 
 void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us)
 {
     process *p = &s->procs[proc];
-    sim_trace(s, "%s is slow: %.3f s more, %lld us a KiB, for %.3f s", p->def.name, (double)extra_us / 1e6, (long long)us_per_kb, (double)us / 1e6);
+    sim_trace(s, "%s is slow: %.3f s more, %lld us a KiB, for %.3f s", p->def.name, (double)extra_us / 1e6,
+              (long long)us_per_kb, (double)us / 1e6);
     p->slow_until = s->now + us;
     p->slow_us = extra_us;
     p->slow_per_kb = us_per_kb;
@@ -300,7 +333,8 @@ static void resume(sim *s, int proc)
     p->n_inbox = 0;
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------ */
+/* ---- running
+ * ------------------------------------------------------------------------------------------------ */
 
 static void defer(process *p, const item *it)
 {
@@ -360,8 +394,10 @@ static void happen(sim *s, const item *it)
     case T_AT: it->at_fn(it->ctx, it->arg); break;
     case T_RESUME: resume(s, proc); break;
     case T_DEADLINE:
-        if (it->c) net_deadline(s, it->c);
-        else net_heartbeats_lost(s, it->proc, it->dir);
+        if (it->c)
+            net_deadline(s, it->c);
+        else
+            net_heartbeats_lost(s, it->proc, it->dir);
         break;
     }
 }

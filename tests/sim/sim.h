@@ -1,12 +1,13 @@
 /*
- * The simulator's kernel: processes, a clock and a network that exist only in memory, for the real machines of a whole
- * cluster in one thread.
+ * The simulator's kernel: processes, a clock and a network that exist only in memory, for the real machines
+ * of a whole cluster in one thread.
  *
- * The network behaves as libzmq over TCP does, and no better: messages of one connection arrive in order; at a cut any
- * suffix in flight is lost, in each direction its own; a hole in one direction holds messages back and kills the connection
- * when it outlasts the heartbeats; a full queue ends the connection; a new connection is a new link on both sides; a
- * process that was paused wakes with its old queues, and learns afterwards that its peers have left. Every message is
- * encoded, decoded and checked, and every connection held to the legal sequences (cw/gate.h), as in the net room.
+ * The network behaves as libzmq over TCP does, and no better: messages of one connection arrive in order; at
+ * a cut any suffix in flight is lost, in each direction its own; a hole in one direction holds messages back
+ * and kills the connection when it outlasts the heartbeats; a full queue ends the connection; a new
+ * connection is a new link on both sides; a process that was paused wakes with its old queues, and learns
+ * afterwards that its peers have left. Every message is encoded, decoded and checked, and every connection
+ * held to the legal sequences (cw/gate.h), as in the net room.
  *
  * Everything that happens follows from the seed.
  */
@@ -31,10 +32,11 @@ uint64_t sim_random(sim *s);
 uint32_t sim_below(sim *s, uint32_t n); /* n > 0 */
 bool sim_chance(sim *s, uint32_t percent);
 
-/* ---- processes ---------------------------------------------------------------------------------------------- */
+/* ---- processes
+ * ---------------------------------------------------------------------------------------------- */
 
-/* `event` is the machine's; `after` carries out what the machine asks of its own process, and may fill the outbox too.
- * Both are given the context of the present incarnation. */
+/* `event` is the machine's; `after` carries out what the machine asks of its own process, and may fill the
+ * outbox too. Both are given the context of the present incarnation. */
 typedef struct {
     const char *name;
     cw_side side;
@@ -53,11 +55,13 @@ bool sim_is_paused(const sim *s, int proc);
 /* From within event or after: what is in the outbox is thrown away and the process dies at once. */
 void sim_die_now(sim *s, int proc);
 /* `fn` in the process, after `delay`, unless it has died; paused processes do it when they wake. */
-void sim_after(sim *s, int proc, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out), void *arg);
+void sim_after(sim *s, int proc, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out),
+               void *arg);
 /* The same outside of any process. */
 void sim_at(sim *s, int64_t at_us, void (*fn)(void *ctx, void *arg), void *ctx, void *arg);
 
-/* ---- faults ------------------------------------------------------------------------------------------------- */
+/* ---- faults
+ * ------------------------------------------------------------------------------------------------- */
 
 /* Cuts all connections between two processes. */
 void sim_cut(sim *s, int a, int b);
@@ -68,7 +72,8 @@ void sim_pause(sim *s, int proc, int64_t us);
 void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us);
 void sim_jump_wall(sim *s, int proc, int64_t ms);
 
-/* ---- running ------------------------------------------------------------------------------------------------ */
+/* ---- running
+ * ------------------------------------------------------------------------------------------------ */
 
 /* Until `until_us`, or a failure. `step` is called after everything that happened in any process. */
 bool sim_run(sim *s, int64_t until_us, void (*step)(void *ctx), void *ctx);

@@ -16,7 +16,7 @@ typedef struct {
     int proc;
     uint32_t gen;
     conn *c;
-    int dir;    /* T_DELIVER: 0 to the server, 1 to the client; T_LINK_*: the end, 0 client, 1 server */
+    int dir; /* T_DELIVER: 0 to the server, 1 to the client; T_LINK_*: the end, 0 client, 1 server */
     void (*fn)(void *ctx, void *arg, cw_outbox *out);
     void (*at_fn)(void *ctx, void *arg);
     void *ctx, *arg;
@@ -45,8 +45,8 @@ typedef struct {
 struct conn {
     conn *next;
     uint32_t id;
-    conn_end end[2];     /* client, server */
-    pipe_state pipe[2];  /* to the server, to the client */
+    conn_end end[2];    /* client, server */
+    pipe_state pipe[2]; /* to the server, to the client */
     cw_port port;
     bool dead;
 };

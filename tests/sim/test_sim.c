@@ -33,9 +33,9 @@ int main(int argc, char **argv)
         printf("seed %llu FAILED %s\n", seed, why);
         return 1;
     }
-    printf("%llu clusters: %llu answers, %llu epochs, %llu messages (%llu lost on the way), %llu events\n", last - first + 1,
-           (unsigned long long)c.requests, (unsigned long long)c.epochs, (unsigned long long)c.messages, (unsigned long long)c.lost,
-           (unsigned long long)c.events);
+    printf("%llu clusters: %llu answers, %llu epochs, %llu messages (%llu lost on the way), %llu events\n",
+           last - first + 1, (unsigned long long)c.requests, (unsigned long long)c.epochs,
+           (unsigned long long)c.messages, (unsigned long long)c.lost, (unsigned long long)c.events);
     for (int i = 0; i < N_FAULTS; i++) printf("  %s: %u\n", cluster_fault_name(i), c.faults[i]);
     return 0;
 }

@@ -1,19 +1,20 @@
 /*
- * The coordinator's pure machine: who is in the cluster, which worker holds which expert, what everybody is told.
+ * The coordinator's pure machine: who is in the cluster, which worker holds which expert, what everybody is
+ * told.
  *
- * Registry, admission, placement and epochs behind one event function. It owns no socket, clock, file or thread; time,
- * messages and saved state come in, network actions (cw_outbox) and rows to save (cw_row) go out. It is never on the
- * data path: edges and workers go on without it.
+ * Registry, admission, placement and epochs behind one event function. It owns no socket, clock, file or
+ * thread; time, messages and saved state come in, network actions (cw_outbox) and rows to save (cw_row) go
+ * out. It is never on the data path: edges and workers go on without it.
  *
- * The one rule of the shell: after every call that takes an outbox, first save cw_coordinator_rows whole and durably,
- * then carry out the network actions. A token use, a term or an epoch is on disk before anybody hears of it; a shell
- * that cannot save stops.
+ * The one rule of the shell: after every call that takes an outbox, first save cw_coordinator_rows whole and
+ * durably, then carry out the network actions. A token use, a term or an epoch is on disk before anybody
+ * hears of it; a shell that cannot save stops.
  *
- * What it expects of a worker, in order: Hello (or Enrol) -> Welcome -> the worker sends Holdings at once, empty ones
- * too, and again whenever a load finishes, a Drop is done or trouble starts or ends. Before that first Holdings of a link it
- * is sent neither Assign nor Drop, so that a coordinator that restarts learns what is there instead of loading it
- * again. Assign.seq and Drop.seq share one rising counter, never below the seq the worker reported.
- * One thread owns it.
+ * What it expects of a worker, in order: Hello (or Enrol) -> Welcome -> the worker sends Holdings at once,
+ * empty ones too, and again whenever a load finishes, a Drop is done or trouble starts or ends. Before that
+ * first Holdings of a link it is sent neither Assign nor Drop, so that a coordinator that restarts learns
+ * what is there instead of loading it again. Assign.seq and Drop.seq share one rising counter, never below
+ * the seq the worker reported. One thread owns it.
  */
 #pragma once
 #include "cw/keys.h"
@@ -25,46 +26,47 @@ enum { CW_TOKEN_HASH_BYTES = 32 };
 
 /* Times in milliseconds; cw_coordinator_config_init fills in what WIRE says, tests change them. */
 typedef struct {
-    uint32_t heartbeat_ms;     /* 2 s: Ping to every peer; no word for 5 of them: the link is closed */
-    uint32_t hello_ms;         /* 2 s for the first message of a link */
-    uint32_t ticket_ms;        /* 1 h */
-    uint32_t gather_ms;        /* 300 ms without another join before experts are placed */
-    uint32_t settle_ms;        /* 10 s after a restart, or all known workers back: nothing moves */
-    uint32_t lost_ms;          /* 5 s until a lost worker leaves the epoch (edges see its death by themselves) */
-    uint32_t replace_ms;       /* 30 s until a lost worker whose experts have other homes is re-placed */
-    uint32_t progress_ms;      /* 5 s between epochs that only report progress of loading */
-    uint32_t drop_grace_ms;    /* 10 s between the epoch without a home and the Drop there; a 20th of
-                                  it while some expert waits for that room and has no home at all */
-    uint32_t retry_ms;         /* 10 s until experts that a worker could not load are assigned again */
+    uint32_t heartbeat_ms;  /* 2 s: Ping to every peer; no word for 5 of them: the link is closed */
+    uint32_t hello_ms;      /* 2 s for the first message of a link */
+    uint32_t ticket_ms;     /* 1 h */
+    uint32_t gather_ms;     /* 300 ms without another join before experts are placed */
+    uint32_t settle_ms;     /* 10 s after a restart, or all known workers back: nothing moves */
+    uint32_t lost_ms;       /* 5 s until a lost worker leaves the epoch (edges see its death by themselves) */
+    uint32_t replace_ms;    /* 30 s until a lost worker whose experts have other homes is re-placed */
+    uint32_t progress_ms;   /* 5 s between epochs that only report progress of loading */
+    uint32_t drop_grace_ms; /* 10 s between the epoch without a home and the Drop there; a 20th of
+                               it while some expert waits for that room and has no home at all */
+    uint32_t retry_ms;      /* 10 s until experts that a worker could not load are assigned again */
 } cw_coordinator_times;
 
 typedef struct {
     uint8_t cluster_id[CW_CLUSTER_BYTES];
     uint8_t model_digest[CW_DIGEST_BYTES];
-    const char *model_name;      /* copied */
-    const char *store_address;   /* copied; what Welcome tells workers */
-    const cw_signer *signer;     /* tickets and epochs; outlives the machine */
-    uint32_t arithmetic_id;      /* of this build; 0 is compared like any other */
+    const char *model_name;    /* copied */
+    const char *store_address; /* copied; what Welcome tells workers */
+    const cw_signer *signer;   /* tickets and epochs; outlives the machine */
+    uint32_t arithmetic_id;    /* of this build; 0 is compared like any other */
     uint64_t fingerprint;
     uint32_t n_layers, n_experts;
-    const uint64_t *expert_bytes; /* [n_layers] packed bytes of one expert, 0: a dense layer; copied */
-    uint32_t max_workers, max_edges;       /* live at once */
+    const uint64_t *expert_bytes;    /* [n_layers] packed bytes of one expert, 0: a dense layer; copied */
+    uint32_t max_workers, max_edges; /* live at once */
     uint32_t ticket_streams, ticket_rows_per_s; /* limits written into tickets */
     cw_coordinator_times times;
 } cw_coordinator_config;
 
 void cw_coordinator_config_init(cw_coordinator_config *c);
 
-/* ---- saved state -------------------------------------------------------------------------------------------- */
+/* ---- saved state
+ * -------------------------------------------------------------------------------------------- */
 
 /* An invitation. The secret itself is never here. */
 typedef struct {
     uint32_t id; /* from 1 */
     Cw__Pb__Role role;
     uint8_t hash[CW_TOKEN_HASH_BYTES]; /* cw_token_hash */
-    uint32_t uses_max, uses; /* uses_max 0: any number */
-    uint32_t max_live;       /* edges connected at once through it; 0: any number */
-    int64_t created_ms, expires_ms; /* wall time */
+    uint32_t uses_max, uses;           /* uses_max 0: any number */
+    uint32_t max_live;                 /* edges connected at once through it; 0: any number */
+    int64_t created_ms, expires_ms;    /* wall time */
     bool revoked;
 } cw_token_row;
 
@@ -103,14 +105,16 @@ typedef struct {
     size_t epoch_bytes;
 } cw_coordinator_state;
 
-/* ---- life --------------------------------------------------------------------------------------------------- */
+/* ---- life
+ * --------------------------------------------------------------------------------------------------- */
 
 /*
- * Raises the term above the saved one (a row to save). FORMAT when the saved state contradicts itself or the model: the
- * sentence names what; an epoch of another model digest is left aside, its number kept.
+ * Raises the term above the saved one (a row to save). FORMAT when the saved state contradicts itself or the
+ * model: the sentence names what; an epoch of another model digest is left aside, its number kept.
  */
-CW_MUST_USE cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coordinator_state *state,
-                                         int64_t now_us, cw_coordinator **out, cw_err *err);
+CW_MUST_USE cw_status cw_coordinator_new(const cw_coordinator_config *config,
+                                         const cw_coordinator_state *state, int64_t now_us,
+                                         cw_coordinator **out, cw_err *err);
 void cw_coordinator_free(cw_coordinator **c);
 
 void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out);
@@ -121,29 +125,34 @@ void cw_coordinator_stop(cw_coordinator *c, int64_t now_us, cw_outbox *out);
 const cw_row *cw_coordinator_rows(const cw_coordinator *c, size_t *n);
 void cw_coordinator_rows_clear(cw_coordinator *c);
 
-/* ---- what the operator asks for ----------------------------------------------------------------------------- */
+/* ---- what the operator asks for
+ * ----------------------------------------------------------------------------- */
 
 /* A new token; `t` has everything but id, uses and revoked. INVALID (role, lifetime), NO_MEMORY. */
-CW_MUST_USE cw_status cw_coordinator_token_add(cw_coordinator *c, const cw_token_row *t, uint32_t *id, cw_err *err);
-/* The token and every key it admitted; their links are closed in words and workers hear of revoked edges. NOT_FOUND. */
-CW_MUST_USE cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t now_us, int64_t wall_ms,
-                                                  cw_outbox *out, uint32_t *n_keys, cw_err *err);
-CW_MUST_USE cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_t now_us, int64_t wall_ms,
-                                                cw_outbox *out, cw_err *err);
+CW_MUST_USE cw_status cw_coordinator_token_add(cw_coordinator *c, const cw_token_row *t, uint32_t *id,
+                                               cw_err *err);
+/* The token and every key it admitted; their links are closed in words and workers hear of revoked edges.
+ * NOT_FOUND. */
+CW_MUST_USE cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t now_us,
+                                                  int64_t wall_ms, cw_outbox *out, uint32_t *n_keys,
+                                                  cw_err *err);
+CW_MUST_USE cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_t now_us,
+                                                int64_t wall_ms, cw_outbox *out, cw_err *err);
 /* Whether this key may use the store now: an admitted, not revoked worker. */
 bool cw_coordinator_is_worker(const cw_coordinator *c, const cw_key *key);
 
-/* ---- what is going on --------------------------------------------------------------------------------------- */
+/* ---- what is going on
+ * --------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint64_t term, number;      /* of the newest epoch; number 0: none yet */
+    uint64_t term, number;                               /* of the newest epoch; number 0: none yet */
     uint32_t n_workers, n_live_workers, n_ready_workers; /* known; connected; hold all they were asked to */
-    uint32_t n_edges;           /* connected */
-    uint32_t n_experts, n_covered;   /* of the whole model; with at least one home in the newest epoch */
-    uint32_t min_homes;         /* of the expert with fewest homes in it */
-    uint64_t missing_bytes;     /* of experts for which no memory was found */
+    uint32_t n_edges;                                    /* connected */
+    uint32_t n_experts, n_covered; /* of the whole model; with at least one home in the newest epoch */
+    uint32_t min_homes;            /* of the expert with fewest homes in it */
+    uint64_t missing_bytes;        /* of experts for which no memory was found */
     bool settling;
-    char trouble[CW_TEXT_MAX];  /* a sentence, or "" */
+    char trouble[CW_TEXT_MAX]; /* a sentence, or "" */
 } cw_coordinator_status;
 
 typedef struct {

@@ -1,12 +1,13 @@
 /*
  * Placement: which worker holds which expert. A pure function, no state, any thread.
  *
- * Rules, in this order. A worker with room for the whole model holds the whole model. Else each layer's experts are
- * spread over all workers in proportion to their memory, every expert once; then what memory remains is filled with
- * replicas, evenly over the layers, experts with the fewest homes first. Experts stay where `previous` has them as far
- * as these counts allow; a placement fed back as `previous` comes out unchanged. On a worker that cannot hold everything a move reserve (2 %, at least the largest expert) stays
- * free, so that a later move has room to make before it breaks. Same input, same output; the order of `workers` is the
- * tie-break, so callers order by something stable.
+ * Rules, in this order. A worker with room for the whole model holds the whole model. Else each layer's
+ * experts are spread over all workers in proportion to their memory, every expert once; then what memory
+ * remains is filled with replicas, evenly over the layers, experts with the fewest homes first. Experts stay
+ * where `previous` has them as far as these counts allow; a placement fed back as `previous` comes out
+ * unchanged. On a worker that cannot hold everything a move reserve (2 %, at least the largest expert) stays
+ * free, so that a later move has room to make before it breaks. Same input, same output; the order of
+ * `workers` is the tie-break, so callers order by something stable.
  */
 #pragma once
 #include "cw/status.h"
@@ -46,8 +47,8 @@ typedef struct {
 typedef struct {
     uint32_t n_layers, n_experts;
     const uint64_t *expert_bytes; /* [n_layers]; 0: a layer without experts */
-    const float *load;            /* [n_layers, n_experts] or NULL; of experts with equally many homes the busier is
-                                     replicated first. Nothing else uses it yet. */
+    const float *load; /* [n_layers, n_experts] or NULL; of experts with equally many homes the busier is
+                          replicated first. Nothing else uses it yet. */
     const cw_placement_worker *workers;
     uint32_t n_workers;
 } cw_placement_input;

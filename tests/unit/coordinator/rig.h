@@ -1,4 +1,5 @@
-/* A coordinator's machine on a bench: peers that say what a test wants them to say, and what they were answered. */
+/* A coordinator's machine on a bench: peers that say what a test wants them to say, and what they were
+ * answered. */
 #pragma once
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +14,11 @@
 
 enum { RIG_LAYERS = 4, RIG_EXPERTS = 16, RIG_ARITHMETIC = 7, RIG_MAX_PEERS = 32, RIG_FIRST_MOE = 1 };
 #define RIG_FINGERPRINT UINT64_C(0x1234)
-enum { RIG_TOTAL_EXPERTS = (RIG_LAYERS - RIG_FIRST_MOE) * RIG_EXPERTS, RIG_EXPERT_BYTES = 1000, RIG_MODEL_BYTES = RIG_TOTAL_EXPERTS * RIG_EXPERT_BYTES };
+enum {
+    RIG_TOTAL_EXPERTS = (RIG_LAYERS - RIG_FIRST_MOE) * RIG_EXPERTS,
+    RIG_EXPERT_BYTES = 1000,
+    RIG_MODEL_BYTES = RIG_TOTAL_EXPERTS * RIG_EXPERT_BYTES
+};
 
 typedef struct {
     uint64_t term, serial, number;
@@ -73,8 +78,14 @@ static inline void rig_save(rig *r)
 
 static inline void rig_boot(rig *r)
 {
-    cw_coordinator_state s = {.tokens = r->disk.tokens, .n_tokens = r->disk.n_tokens, .keys = r->disk.keys, .n_keys = r->disk.n_keys,
-                              .term = r->disk.term, .serial = r->disk.serial, .epoch = r->disk.epoch, .epoch_bytes = r->disk.epoch_bytes};
+    cw_coordinator_state s = {.tokens = r->disk.tokens,
+                              .n_tokens = r->disk.n_tokens,
+                              .keys = r->disk.keys,
+                              .n_keys = r->disk.n_keys,
+                              .term = r->disk.term,
+                              .serial = r->disk.serial,
+                              .epoch = r->disk.epoch,
+                              .epoch_bytes = r->disk.epoch_bytes};
     cw_err err;
     if (cw_coordinator_new(&r->cfg, &s, r->now_us, &r->c, &err) != CW_OK) fail_msg("%s", err.text);
     rig_save(r);
@@ -199,8 +210,10 @@ static inline void rig_say(rig *r, cw_link link, const cw_key *key, rig_intro *i
     e.token = (ProtobufCBinaryData){sizeof in->token, in->token};
     e.hello = &in->h;
     env.body_case = in->enrol ? CW__PB__ENVELOPE__BODY_ENROL : CW__PB__ENVELOPE__BODY_HELLO;
-    if (in->enrol) env.enrol = &e;
-    else env.hello = &in->h;
+    if (in->enrol)
+        env.enrol = &e;
+    else
+        env.hello = &in->h;
     rig_message(r, link, key, &env);
 }
 
@@ -226,10 +239,15 @@ static inline bool rig_acted(rig *r, cw_link link, cw_action_kind kind)
     return false;
 }
 
-static inline uint32_t rig_token(rig *r, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms, uint32_t max_live, uint8_t fill, uint8_t token[CW_TOKEN_BYTES])
+static inline uint32_t rig_token(rig *r, Cw__Pb__Role role, uint32_t uses, int64_t lifetime_ms,
+                                 uint32_t max_live, uint8_t fill, uint8_t token[CW_TOKEN_BYTES])
 {
     memset(token, fill, CW_TOKEN_BYTES);
-    cw_token_row t = {.role = role, .uses_max = uses, .max_live = max_live, .created_ms = r->wall_ms, .expires_ms = r->wall_ms + lifetime_ms};
+    cw_token_row t = {.role = role,
+                      .uses_max = uses,
+                      .max_live = max_live,
+                      .created_ms = r->wall_ms,
+                      .expires_ms = r->wall_ms + lifetime_ms};
     cw_token_hash(token, CW_TOKEN_BYTES, t.hash);
     uint32_t id = 0;
     assert_int_equal(cw_coordinator_token_add(r->c, &t, &id, NULL), CW_OK);
@@ -243,7 +261,8 @@ static inline Cw__Pb__EpochBody *rig_epoch(rig *r)
     cw_frame f = cw_coordinator_get_epoch(r->c);
     Cw__Pb__EpochBody *b = NULL;
     cw_err err;
-    if (f.len && cw_epoch_verify(cw_signer_public(r->signer), f.data, f.len, &b, &err) != CW_OK) fail_msg("%s", err.text);
+    if (f.len && cw_epoch_verify(cw_signer_public(r->signer), f.data, f.len, &b, &err) != CW_OK)
+        fail_msg("%s", err.text);
     return b;
 }
 
@@ -251,14 +270,16 @@ static inline uint32_t rig_count_sets(size_t n, Cw__Pb__LayerSet *const *sets)
 {
     uint32_t c = 0;
     for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < sets[i]->experts.len; k++) c += (uint32_t)__builtin_popcount(sets[i]->experts.data[k]);
+        for (size_t k = 0; k < sets[i]->experts.len; k++)
+            c += (uint32_t)__builtin_popcount(sets[i]->experts.data[k]);
     return c;
 }
 
 static inline bool rig_set_has(size_t n, Cw__Pb__LayerSet *const *sets, uint32_t layer, uint32_t e)
 {
     for (size_t i = 0; i < n; i++)
-        if (sets[i]->layer == layer) return e / 8 < sets[i]->experts.len && (sets[i]->experts.data[e / 8] >> e % 8 & 1);
+        if (sets[i]->layer == layer)
+            return e / 8 < sets[i]->experts.len && (sets[i]->experts.data[e / 8] >> e % 8 & 1);
     return false;
 }
 
@@ -268,7 +289,8 @@ static inline int rig_in_epoch(rig *r, const cw_key *key)
     Cw__Pb__EpochBody *b = rig_epoch(r);
     int n = -1;
     for (size_t i = 0; b && i < b->n_workers; i++)
-        if (memcmp(b->workers[i]->key.data, key->b, CW_KEY_BYTES) == 0) n = (int)rig_count_sets(b->workers[i]->n_sets, b->workers[i]->sets);
+        if (memcmp(b->workers[i]->key.data, key->b, CW_KEY_BYTES) == 0)
+            n = (int)rig_count_sets(b->workers[i]->n_sets, b->workers[i]->sets);
     if (b) cw_epoch_free(&b);
     return n;
 }
@@ -302,7 +324,8 @@ static inline void rig_holdings(rig *r, rig_worker *w, const char *trouble)
     rig_message(r, w->link, &w->key, &env);
 }
 
-static inline void rig_worker_join(rig *r, rig_worker *w, int i, const char *name, uint64_t memory, const uint8_t *token)
+static inline void rig_worker_join(rig *r, rig_worker *w, int i, const char *name, uint64_t memory,
+                                   const uint8_t *token)
 {
     rig_intro in;
     rig_introduce(&in, CW__PB__ROLE__ROLE_WORKER, name, memory);
@@ -324,7 +347,8 @@ static inline void rig_apply(rig_worker *w, size_t n, Cw__Pb__LayerSet *const *s
         }
 }
 
-/* Carries out what the outbox tells this worker; the outbox keeps other peers' messages. True: there was something. */
+/* Carries out what the outbox tells this worker; the outbox keeps other peers' messages. True: there was
+ * something. */
 static inline bool rig_worker_obey(rig *r, rig_worker *w)
 {
     bool any = false;

@@ -1,12 +1,13 @@
 /* Who gets in, who does not and in which words; the life of tokens; revoking. */
 #include "rig.h"
 
-#define WORKER CW__PB__ROLE__ROLE_WORKER
-#define EDGE CW__PB__ROLE__ROLE_EDGE
+#define WORKER  CW__PB__ROLE__ROLE_WORKER
+#define EDGE    CW__PB__ROLE__ROLE_EDGE
 #define BODY(x) CW__PB__ENVELOPE__BODY_##x
 
 /* The peer is refused with this code, in words that contain `words`, and its link is closed. */
-static void expect_refusal(rig *r, int key, rig_intro *in, Cw__Pb__RefusalCode code, const char *words, bool retry)
+static void expect_refusal(rig *r, int key, rig_intro *in, Cw__Pb__RefusalCode code, const char *words,
+                           bool retry)
 {
     cw_key k = rig_key(key);
     cw_outbox_clear(&r->out);
@@ -16,7 +17,8 @@ static void expect_refusal(rig *r, int key, rig_intro *in, Cw__Pb__RefusalCode c
     assert_non_null(m);
     assert_null(rig_sent(r, link, BODY(WELCOME)));
     assert_false(rig_acted(r, link, CW_ACT_ADMIT));
-    if (m->env->refusal->code != code || !strstr(m->env->refusal->text, words)) fail_msg("refused with %d \"%s\"", (int)m->env->refusal->code, m->env->refusal->text);
+    if (m->env->refusal->code != code || !strstr(m->env->refusal->text, words))
+        fail_msg("refused with %d \"%s\"", (int)m->env->refusal->code, m->env->refusal->text);
     assert_int_equal(m->env->refusal->retry_after_ms != 0, retry);
     assert_true(rig_acted(r, link, CW_ACT_CLOSE));
     assert_true(strlen(m->env->refusal->text) <= CW_TEXT_MAX);
@@ -52,21 +54,25 @@ static void every_refusal_has_its_words(void **state)
     memset(in.token, 99, sizeof in.token);
     expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_TOKEN, "not one of this cluster's", false);
     memcpy(in.token, edge_token, sizeof in.token);
-    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_ROLE, "is for edges, and this is a worker", false);
+    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_ROLE, "is for edges, and this is a worker",
+                   false);
     memcpy(in.token, worker_token, sizeof in.token);
 
     in.h.proto_min = in.h.proto_max = CW_PROTO_MAX + 1;
     expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL, "update the coordinator", false);
     in.h.proto_min = CW_PROTO_MIN;
     in.h.arithmetic_id = 8;
-    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS, "arithmetic 8 and this cluster with 7", false);
+    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS, "arithmetic 8 and this cluster with 7",
+                   false);
     in.h.arithmetic_id = RIG_ARITHMETIC;
     in.h.fingerprint = 5;
-    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS, "test rows come out differently", false);
+    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_NUMERICS, "test rows come out differently",
+                   false);
     in.h.fingerprint = RIG_FINGERPRINT;
     memset(in.digest, 0xee, sizeof in.digest);
     in.h.model_digest = (ProtobufCBinaryData){sizeof in.digest, in.digest};
-    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_MODEL, "eeeeeeeeeeeeeeee, the cluster serves toy with digest d1d1d1d1d1d1d1d1", false);
+    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_MODEL,
+                   "eeeeeeeeeeeeeeee, the cluster serves toy with digest d1d1d1d1d1d1d1d1", false);
     memset(in.digest, 0xd1, sizeof in.digest);
     in.w.data_address = (char *)"tcp://0.0.0.0:4000";
     expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_NAME, "--advertise", false);
@@ -79,7 +85,8 @@ static void every_refusal_has_its_words(void **state)
 
     expect_refusal(&r, 2, &in, CW__PB__REFUSAL_CODE__REFUSAL_NAME, "named a is connected already", true);
     rig_introduce(&in, EDGE, "a", 0);
-    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_ROLE, "admitted as a worker and now says it is an edge", false);
+    expect_refusal(&r, 1, &in, CW__PB__REFUSAL_CODE__REFUSAL_ROLE,
+                   "admitted as a worker and now says it is an edge", false);
     rig_close(&r);
 }
 
@@ -110,7 +117,8 @@ static void full_clusters_say_so(void **state)
     memcpy(in.token, token, sizeof token);
     expect_welcome(&r, 10, &in);
     link = expect_welcome(&r, 11, &in); /* edges may share a name */
-    expect_refusal(&r, 12, &in, CW__PB__REFUSAL_CODE__REFUSAL_FULL, "join string's limit of 2 connected edges", true);
+    expect_refusal(&r, 12, &in, CW__PB__REFUSAL_CODE__REFUSAL_FULL,
+                   "join string's limit of 2 connected edges", true);
     in.enrol = false;
     expect_welcome(&r, 11, &in); /* a known key comes back in its own place */
     rig_down(&r, link);          /* the old link, which it has left already */
@@ -204,7 +212,8 @@ static void revoking_a_token_revokes_all_it_admitted(void **state)
     expect_refusal(&r, 11, &in, CW__PB__REFUSAL_CODE__REFUSAL_REVOKED, "revoked by the operator", false);
     memcpy(in.token, bad, sizeof bad);
     expect_refusal(&r, 13, &in, CW__PB__REFUSAL_CODE__REFUSAL_TOKEN, "was revoked", false);
-    assert_int_equal(cw_coordinator_token_revoke(r.c, 77, r.now_us, r.wall_ms, &r.out, &n, NULL), CW_STATUS_NOT_FOUND);
+    assert_int_equal(cw_coordinator_token_revoke(r.c, 77, r.now_us, r.wall_ms, &r.out, &n, NULL),
+                     CW_STATUS_NOT_FOUND);
 
     /* and it stays so */
     rig_restart(&r);
@@ -234,7 +243,8 @@ static void a_revoked_worker_leaves_the_epoch_at_once(void **state)
     assert_int_equal(rig_in_epoch(&r, &b.key), RIG_TOTAL_EXPERTS);
     assert_false(cw_coordinator_is_worker(r.c, &a.key));
     cw_key nobody = rig_key(50);
-    assert_int_equal(cw_coordinator_key_revoke(r.c, &nobody, r.now_us, r.wall_ms, &r.out, NULL), CW_STATUS_NOT_FOUND);
+    assert_int_equal(cw_coordinator_key_revoke(r.c, &nobody, r.now_us, r.wall_ms, &r.out, NULL),
+                     CW_STATUS_NOT_FOUND);
     rig_close(&r);
 }
 
@@ -266,7 +276,9 @@ static void welcome_carries_what_the_role_needs(void **state)
     assert_memory_equal(m->env->welcome->sign_key.data, cw_signer_public(r.signer)->b, CW_KEY_BYTES);
     cw_ticket t;
     cw_err err;
-    if (cw_ticket_verify(cw_signer_public(r.signer), m->env->welcome->ticket.data, m->env->welcome->ticket.len, &t, &err) != CW_OK) fail_msg("%s", err.text);
+    if (cw_ticket_verify(cw_signer_public(r.signer), m->env->welcome->ticket.data,
+                         m->env->welcome->ticket.len, &t, &err) != CW_OK)
+        fail_msg("%s", err.text);
     assert_memory_equal(t.edge.b, rig_key(10).b, CW_KEY_BYTES);
     assert_int_equal(t.not_after_ms, r.wall_ms + 3600000);
     assert_memory_equal(t.model_digest, r.cfg.model_digest, CW_DIGEST_BYTES);
@@ -280,14 +292,18 @@ static void welcome_carries_what_the_role_needs(void **state)
     rig_message(&r, link, &k, &env);
     m = rig_sent(&r, link, BODY(TICKET));
     cw_ticket t2;
-    assert_int_equal(cw_ticket_verify(cw_signer_public(r.signer), m->env->ticket->signed_ticket.data, m->env->ticket->signed_ticket.len, &t2, &err), CW_OK);
+    assert_int_equal(cw_ticket_verify(cw_signer_public(r.signer), m->env->ticket->signed_ticket.data,
+                                      m->env->ticket->signed_ticket.len, &t2, &err),
+                     CW_OK);
     assert_true(t2.serial > t.serial && t2.not_after_ms > t.not_after_ms);
     /* no serial is ever made twice, not even by a coordinator that died without a word */
     rig_restart(&r);
     in.enrol = false;
     link = expect_welcome(&r, 10, &in);
     m = rig_sent(&r, link, BODY(WELCOME));
-    assert_int_equal(cw_ticket_verify(cw_signer_public(r.signer), m->env->welcome->ticket.data, m->env->welcome->ticket.len, &t, &err), CW_OK);
+    assert_int_equal(cw_ticket_verify(cw_signer_public(r.signer), m->env->welcome->ticket.data,
+                                      m->env->welcome->ticket.len, &t, &err),
+                     CW_OK);
     assert_true(t.serial > t2.serial);
     rig_close(&r);
 }

@@ -18,7 +18,9 @@ typedef struct {
 static void model_open(model *m, const char *path)
 {
     cw_err err;
-    if (cw_gguf_open(path, &m->g, &err) != CW_OK || cw_model_config_read(m->g, NULL, &m->config, &err) != CW_OK) fail_msg("%s", err.text);
+    if (cw_gguf_open(path, &m->g, &err) != CW_OK ||
+        cw_model_config_read(m->g, NULL, &m->config, &err) != CW_OK)
+        fail_msg("%s", err.text);
     m->shapes = cw_calloc((size_t)m->config.n_layers, sizeof *m->shapes);
     assert_non_null(m->shapes);
     assert_int_equal(cw_expert_shapes_read(m->g, &m->config, m->shapes, &err), CW_OK);
@@ -30,16 +32,20 @@ static void model_close(model *m)
     cw_gguf_close(&m->g);
 }
 
-static void answer(const model *m, const cw_kernels *kn, int layer, int expert, uint8_t out[CW_KNOWN_ANSWER_BYTES])
+static void answer(const model *m, const cw_kernels *kn, int layer, int expert,
+                   uint8_t out[CW_KNOWN_ANSWER_BYTES])
 {
     cw_expert_set *set = NULL;
     cw_expert_scratch *scratch = NULL;
     cw_err err;
-    assert_int_equal(cw_expert_set_new(m->config.n_layers, m->config.n_experts, m->shapes, &set, &err), CW_OK);
+    assert_int_equal(cw_expert_set_new(m->config.n_layers, m->config.n_experts, m->shapes, &set, &err),
+                     CW_OK);
     if (cw_expert_set_add_from_gguf(set, m->g, layer, expert, &err) != CW_OK) fail_msg("%s", err.text);
     assert_int_equal(cw_expert_scratch_new(set, 1, &scratch, &err), CW_OK);
     if (cw_expert_known_answer(kn, set, layer, expert, scratch, out, &err) != CW_OK) fail_msg("%s", err.text);
-    assert_int_equal(cw_expert_known_answer(kn, set, layer, (expert + 1) % m->config.n_experts, scratch, out, &err), CW_STATUS_NOT_HERE);
+    assert_int_equal(
+        cw_expert_known_answer(kn, set, layer, (expert + 1) % m->config.n_experts, scratch, out, &err),
+        CW_STATUS_NOT_HERE);
     cw_expert_scratch_free(&scratch);
     cw_expert_set_free(&set);
 }
@@ -66,8 +72,8 @@ static void answers_do_not_depend_on_the_instruction_set(void **state)
     }
 }
 
-/* Damage of 64 bytes in any of the three matrices is seen. (One bit need not be: rounding may swallow it. Chunk hashes
- * are for that.) */
+/* Damage of 64 bytes in any of the three matrices is seen. (One bit need not be: rounding may swallow it.
+ * Chunk hashes are for that.) */
 static void damaged_weights_change_the_answer(void **state)
 {
     (void)state;
@@ -91,12 +97,15 @@ static void damaged_weights_change_the_answer(void **state)
         for (size_t k = 0; change >= 0 && k < 64; k++) raw[change][bytes[change] / 2 + k] ^= 0x44;
         cw_expert_set *set = NULL;
         cw_expert_scratch *scratch = NULL;
-        assert_int_equal(cw_expert_set_new(m.config.n_layers, m.config.n_experts, m.shapes, &set, &err), CW_OK);
+        assert_int_equal(cw_expert_set_new(m.config.n_layers, m.config.n_experts, m.shapes, &set, &err),
+                         CW_OK);
         assert_int_equal(cw_expert_set_add(set, layer, 0, (const void *const *)raw, bytes, &err), CW_OK);
         assert_int_equal(cw_expert_scratch_new(set, 1, &scratch, &err), CW_OK);
         assert_int_equal(cw_expert_known_answer(cw_kernels_best(), set, layer, 0, scratch, got, &err), CW_OK);
-        if (change < 0) assert_memory_equal(got, want, sizeof got);
-        else assert_memory_not_equal(got, want, sizeof got);
+        if (change < 0)
+            assert_memory_equal(got, want, sizeof got);
+        else
+            assert_memory_not_equal(got, want, sizeof got);
         cw_expert_scratch_free(&scratch);
         cw_expert_set_free(&set);
         for (size_t k = 0; change >= 0 && k < 64; k++) raw[change][bytes[change] / 2 + k] ^= 0x44;

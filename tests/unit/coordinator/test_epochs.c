@@ -1,7 +1,7 @@
 /* Who holds what over time: placement carried out, make before break, epochs that only rise, restarts. */
 #include "rig.h"
 
-#define WORKER CW__PB__ROLE__ROLE_WORKER
+#define WORKER  CW__PB__ROLE__ROLE_WORKER
 #define BODY(x) CW__PB__ENVELOPE__BODY_##x
 
 typedef struct {
@@ -31,7 +31,8 @@ static void cut(cluster *c, int i)
     c->w[i].link = 0;
 }
 
-/* Every expert that the newest epoch names for a connected worker is really held there; every expert is covered. */
+/* Every expert that the newest epoch names for a connected worker is really held there; every expert is
+ * covered. */
 static void check_truth(cluster *c, bool covered)
 {
     Cw__Pb__EpochBody *b = rig_epoch(&c->r);
@@ -41,12 +42,14 @@ static void check_truth(cluster *c, bool covered)
             if (!c->w[k].link || memcmp(c->w[k].key.b, b->workers[i]->key.data, CW_KEY_BYTES) != 0) continue;
             for (uint32_t l = 0; l < RIG_LAYERS; l++)
                 for (uint32_t e = 0; e < RIG_EXPERTS; e++)
-                    if (rig_set_has(b->workers[i]->n_sets, b->workers[i]->sets, l, e)) assert_true(c->w[k].held[l][e / 8] >> e % 8 & 1);
+                    if (rig_set_has(b->workers[i]->n_sets, b->workers[i]->sets, l, e))
+                        assert_true(c->w[k].held[l][e / 8] >> e % 8 & 1);
         }
     for (uint32_t l = RIG_FIRST_MOE; covered && l < RIG_LAYERS; l++)
         for (uint32_t e = 0; e < RIG_EXPERTS; e++) {
             bool any = false;
-            for (size_t i = 0; i < b->n_workers; i++) any |= rig_set_has(b->workers[i]->n_sets, b->workers[i]->sets, l, e);
+            for (size_t i = 0; i < b->n_workers; i++)
+                any |= rig_set_has(b->workers[i]->n_sets, b->workers[i]->sets, l, e);
             assert_true(any);
         }
     cw_epoch_free(&b);
@@ -147,7 +150,7 @@ static void a_restart_moves_nothing(void **state)
     cw_coordinator_status s;
     cw_coordinator_get_status(c.r.c, &s);
     assert_true(s.settling);
-    assert_int_equal(s.n_covered, RIG_TOTAL_EXPERTS); /* the last epoch still holds */
+    assert_int_equal(s.n_covered, RIG_TOTAL_EXPERTS);                    /* the last epoch still holds */
     for (int i = 0; i < 3; i++) join(&c, i, RIG_MODEL_BYTES * 45 / 100); /* known keys: no token is spent */
     assert_int_equal(c.r.disk.tokens[0].uses, 3);
     rig_run(&c.r, c.all, 3, 30000);
@@ -230,8 +233,9 @@ static void a_farewell_needs_no_grace(void **state)
     rig_close(&c.r);
 }
 
-/* Two small workers share the model; a third joins and takes a part over. At no time is an expert named where it is not,
- * or without a home, and nothing is dropped before the epoch without it has been out for the grace. */
+/* Two small workers share the model; a third joins and takes a part over. At no time is an expert named where
+ * it is not, or without a home, and nothing is dropped before the epoch without it has been out for the
+ * grace. */
 static void moves_make_before_they_break(void **state)
 {
     (void)state;
@@ -247,7 +251,8 @@ static void moves_make_before_they_break(void **state)
     for (int ms = 0; ms < 60000; ms += 100) {
         rig_run(&c.r, c.all, 3, 100);
         check_truth(&c, true);
-        for (int i = 0; i < 3; i++) assert_true(rig_held(&c.w[i]) * RIG_EXPERT_BYTES <= RIG_MODEL_BYTES * 60 / 100);
+        for (int i = 0; i < 3; i++)
+            assert_true(rig_held(&c.w[i]) * RIG_EXPERT_BYTES <= RIG_MODEL_BYTES * 60 / 100);
         if (dropped_at < 0 && c.w[0].n_dropped + c.w[1].n_dropped > 0) dropped_at = ms;
     }
     cw_coordinator_status s;
@@ -353,8 +358,8 @@ static void higher_epochs_seen_by_workers_raise_the_term(void **state)
     rig_close(&c.r);
 }
 
-/* The restored state is one epoch behind what was published after the copy was made: its term is higher already, but what the
- * others believe in is still newer than its newest epoch. */
+/* The restored state is one epoch behind what was published after the copy was made: its term is higher
+ * already, but what the others believe in is still newer than its newest epoch. */
 static void an_old_backup_overrules_what_came_after_it(void **state)
 {
     (void)state;
@@ -398,8 +403,10 @@ static void contradictory_state_is_refused_in_words(void **state)
     cw_err err;
     assert_int_equal(cw_coordinator_new(&c.r.cfg, &s, c.r.now_us, &c.r.c, &err), CW_STATUS_FORMAT);
     assert_non_null(strstr(err.text, "twice"));
-    s = (cw_coordinator_state){.keys = d->keys, .n_keys = 1, .term = d->term - 1, .epoch = d->epoch, .epoch_bytes = d->epoch_bytes};
-    assert_int_equal(cw_coordinator_new(&c.r.cfg, &s, c.r.now_us, &c.r.c, &err), CW_STATUS_FORMAT); /* an epoch above its term */
+    s = (cw_coordinator_state){
+        .keys = d->keys, .n_keys = 1, .term = d->term - 1, .epoch = d->epoch, .epoch_bytes = d->epoch_bytes};
+    assert_int_equal(cw_coordinator_new(&c.r.cfg, &s, c.r.now_us, &c.r.c, &err),
+                     CW_STATUS_FORMAT); /* an epoch above its term */
     s.term = d->term;
     s.epoch_bytes /= 2;
     assert_int_equal(cw_coordinator_new(&c.r.cfg, &s, c.r.now_us, &c.r.c, &err), CW_STATUS_FORMAT);

@@ -43,7 +43,10 @@ static void world_free(world *w)
 
 static void place(world *w)
 {
-    cw_placement_input in = {.n_layers = w->n_layers, .n_experts = w->n_experts, .expert_bytes = w->bytes, .workers = w->workers,
+    cw_placement_input in = {.n_layers = w->n_layers,
+                             .n_experts = w->n_experts,
+                             .expert_bytes = w->bytes,
+                             .workers = w->workers,
                              .n_workers = w->n_workers};
     assert_true(cw_placement(&in, w->sets, &w->res));
 }
@@ -79,7 +82,8 @@ static void check_limits(const world *w, bool reserve_kept)
         for (uint32_t l = 0; l < w->n_layers; l++)
             if (w->bytes[l] > largest) largest = w->bytes[l];
         assert_true(used <= memory);
-        if (reserve_kept && memory < total_bytes(w)) assert_true(used + cw_placement_reserve(memory, largest) <= memory);
+        if (reserve_kept && memory < total_bytes(w))
+            assert_true(used + cw_placement_reserve(memory, largest) <= memory);
     }
 }
 
@@ -151,7 +155,8 @@ static void replicas_use_what_memory_remains(void **state)
     uint32_t twice = 0;
     for (uint32_t l = 0; l < 6; l++)
         for (uint32_t e = 0; e < 32; e++) {
-            assert_in_range(homes(&w, l, e), 2, 3); /* 4 x 58 % of the model: two homes for all, three for some */
+            assert_in_range(homes(&w, l, e), 2,
+                            3); /* 4 x 58 % of the model: two homes for all, three for some */
             twice += homes(&w, l, e) == 3;
         }
     assert_true(twice > 0);
@@ -181,7 +186,8 @@ static void coverage_goes_before_the_reserve(void **state)
     (void)state;
     world w;
     world_new(&w, 2, 8, 1000, 2);
-    w.workers[0].memory = w.workers[1].memory = 8 * 1000; /* exactly the model in two halves, no reserve left */
+    w.workers[0].memory = w.workers[1].memory =
+        8 * 1000; /* exactly the model in two halves, no reserve left */
     place(&w);
     check_covered(&w);
     check_limits(&w, false);
@@ -280,7 +286,8 @@ static void promises_hold_for_random_clusters(void **state)
             for (uint32_t i = 0; i < w.n_workers; i++)
                 if (step == 0 || rnd(3) == 0) w.workers[i].memory = (uint64_t)rnd(100) * total_bytes(&w) / 60;
             for (uint32_t i = 0; i < w.n_workers; i++) {
-                uint64_t m = w.workers[i].memory, waste = 2500; /* less than one expert is lost to granularity */
+                uint64_t m = w.workers[i].memory,
+                         waste = 2500; /* less than one expert is lost to granularity */
                 sum += m >= total_bytes(&w) ? total_bytes(&w) : m > waste ? m - waste : 0;
             }
             place(&w);

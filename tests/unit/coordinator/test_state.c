@@ -42,13 +42,28 @@ static void what_is_saved_comes_back(void **state)
     uint8_t cluster[CW_CLUSTER_BYTES], epoch[3000];
     memcpy(cluster, cw_state_cluster(s), sizeof cluster);
     for (size_t i = 0; i < sizeof epoch; i++) epoch[i] = (uint8_t)(i * 7);
-    cw_row rows[7] = {{.kind = CW_ROW_TERM, .term = 9},
-                      {.kind = CW_ROW_SERIAL, .serial = 3000},
-                      {.kind = CW_ROW_TOKEN, .token = {.id = 2, .role = CW__PB__ROLE__ROLE_EDGE, .uses_max = 5, .uses = 1, .max_live = 7, .created_ms = 11, .expires_ms = 1800000000000}},
-                      {.kind = CW_ROW_KEY, .key = {.key = rig_key(2), .role = CW__PB__ROLE__ROLE_WORKER, .name = "zoë", .id = 2, .token_id = 2, .admitted_ms = 5}},
-                      {.kind = CW_ROW_KEY, .key = {.key = rig_key(1), .role = CW__PB__ROLE__ROLE_EDGE, .name = "e", .token_id = 2}},
-                      {.kind = CW_ROW_EPOCH, .term = 9, .number = 4, .epoch = {.data = epoch, .len = sizeof epoch}},
-                      {.kind = CW_ROW_TOKEN, .token = {.id = 1, .role = CW__PB__ROLE__ROLE_WORKER, .revoked = true}}};
+    cw_row rows[7] = {
+        {.kind = CW_ROW_TERM, .term = 9},
+        {.kind = CW_ROW_SERIAL, .serial = 3000},
+        {.kind = CW_ROW_TOKEN,
+         .token = {.id = 2,
+                   .role = CW__PB__ROLE__ROLE_EDGE,
+                   .uses_max = 5,
+                   .uses = 1,
+                   .max_live = 7,
+                   .created_ms = 11,
+                   .expires_ms = 1800000000000}},
+        {.kind = CW_ROW_KEY,
+         .key = {.key = rig_key(2),
+                 .role = CW__PB__ROLE__ROLE_WORKER,
+                 .name = "zoë",
+                 .id = 2,
+                 .token_id = 2,
+                 .admitted_ms = 5}},
+        {.kind = CW_ROW_KEY,
+         .key = {.key = rig_key(1), .role = CW__PB__ROLE__ROLE_EDGE, .name = "e", .token_id = 2}},
+        {.kind = CW_ROW_EPOCH, .term = 9, .number = 4, .epoch = {.data = epoch, .len = sizeof epoch}},
+        {.kind = CW_ROW_TOKEN, .token = {.id = 1, .role = CW__PB__ROLE__ROLE_WORKER, .revoked = true}}};
     memset(rows[2].token.hash, 0xab, sizeof rows[2].token.hash);
     cw_err err;
     assert_int_equal(cw_state_save(s, rows, 7, &err), CW_OK);
@@ -71,7 +86,8 @@ static void what_is_saved_comes_back(void **state)
     assert_int_equal(got.n_keys, 2);
     assert_memory_equal(&got.keys[0].key, &rows[3].key.key, sizeof(cw_key));
     assert_string_equal(got.keys[0].name, "renamed");
-    assert_true(got.keys[0].revoked && got.keys[0].id == 2 && got.keys[0].token_id == 2 && got.keys[0].admitted_ms == 5);
+    assert_true(got.keys[0].revoked && got.keys[0].id == 2 && got.keys[0].token_id == 2 &&
+                got.keys[0].admitted_ms == 5);
     assert_string_equal(got.keys[1].name, "e");
     assert_int_equal(got.epoch_bytes, sizeof epoch);
     assert_memory_equal(got.epoch, epoch, sizeof epoch);
@@ -113,15 +129,20 @@ static void damage(off_t at, size_t n)
     memset(junk, 0x5a, sizeof junk);
     int fd = open(p, O_WRONLY);
     assert_true(fd >= 0);
-    if (n) assert_int_equal(pwrite(fd, junk, n, at), (ssize_t)n);
-    else assert_int_equal(ftruncate(fd, at), 0);
+    if (n)
+        assert_int_equal(pwrite(fd, junk, n, at), (ssize_t)n);
+    else
+        assert_int_equal(ftruncate(fd, at), 0);
     close(fd);
 }
 
 static void a_damaged_file_is_a_sentence(void **state)
 {
     (void)state;
-    static const struct { off_t at; size_t n; } cases[] = {{0, 100}, {4096, 4000}, {8192, 4000}, {5000, 0}};
+    static const struct {
+        off_t at;
+        size_t n;
+    } cases[] = {{0, 100}, {4096, 4000}, {8192, 4000}, {5000, 0}};
     for (size_t i = 0; i < CW_ARRAY_LEN(cases); i++) {
         char cmd[100];
         snprintf(cmd, sizeof cmd, "rm -rf '%s'", path);

@@ -45,8 +45,14 @@ static void bench_open(bench *b, uint64_t rate)
     memset(b, 0, sizeof *b);
     b->now_us = 1000000;
     for (size_t i = 0; i < MANIFEST; i++) b->manifest[i] = (uint8_t)(i % 249);
-    store_config c = {.heartbeat_ms = 2000, .rate = rate, .manifest = b->manifest, .manifest_bytes = MANIFEST, .ctx = b, .is_worker = is_worker,
-                      .chunk_bytes = chunk_bytes, .read = read_chunk};
+    store_config c = {.heartbeat_ms = 2000,
+                      .rate = rate,
+                      .manifest = b->manifest,
+                      .manifest_bytes = MANIFEST,
+                      .ctx = b,
+                      .is_worker = is_worker,
+                      .chunk_bytes = chunk_bytes,
+                      .read = read_chunk};
     memset(c.model_digest, 0xd1, sizeof c.model_digest);
     assert_int_equal(store_server_new(&c, &b->s, NULL), CW_OK);
     cw_outbox_init(&b->out);
@@ -60,7 +66,12 @@ static void bench_close(bench *b)
 
 static void event(bench *b, cw_event_kind kind, cw_link link, int key, const Cw__Pb__Envelope *env)
 {
-    cw_event ev = {.kind = kind, .link = link, .key = rig_key(key), .port = CW_PORT_STORE, .now_us = b->now_us, .msg = env ? cw_msg_new(env, NULL, 0) : NULL};
+    cw_event ev = {.kind = kind,
+                   .link = link,
+                   .key = rig_key(key),
+                   .port = CW_PORT_STORE,
+                   .now_us = b->now_us,
+                   .msg = env ? cw_msg_new(env, NULL, 0) : NULL};
     store_server_event(b->s, &ev, &b->out);
     assert_false(b->out.failed);
     cw_msg_free(&ev.msg);
@@ -121,7 +132,12 @@ static void only_admitted_workers_are_served(void **state)
     (void)state;
     static bench b;
     bench_open(&b, 0);
-    static const struct { int key; Cw__Pb__Role role; uint8_t digest; Cw__Pb__RefusalCode code; } bad[] = {
+    static const struct {
+        int key;
+        Cw__Pb__Role role;
+        uint8_t digest;
+        Cw__Pb__RefusalCode code;
+    } bad[] = {
         {2, CW__PB__ROLE__ROLE_WORKER, 0xd1, CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY},
         {1, CW__PB__ROLE__ROLE_EDGE, 0xd1, CW__PB__REFUSAL_CODE__REFUSAL_ROLE},
         {1, CW__PB__ROLE__ROLE_WORKER, 0xd2, CW__PB__REFUSAL_CODE__REFUSAL_MODEL},
@@ -171,7 +187,8 @@ static void manifest_and_chunks_come_whole_in_parts(void **state)
         assert_int_equal(m->env->chunk_part->chunk, 2);
         assert_int_equal(m->env->chunk_part->total, CHUNK);
         assert_int_equal(m->env->chunk_part->offset, at);
-        for (size_t i = 0; i < m->frames[0].len; i += 997) assert_int_equal(m->frames[0].data[i], chunk_byte(2, at + i));
+        for (size_t i = 0; i < m->frames[0].len; i += 997)
+            assert_int_equal(m->frames[0].data[i], chunk_byte(2, at + i));
         at += m->frames[0].len;
         cw_outbox_clear(&b.out);
     }
@@ -185,8 +202,14 @@ static void what_cannot_be_served_is_said(void **state)
     static bench b;
     bench_open(&b, 0);
     hello(&b, 20, 1, CW__PB__ROLE__ROLE_WORKER, 0xd1);
-    static const struct { uint32_t chunk; uint64_t offset; const char *words; } bad[] = {
-        {N_CHUNKS, 0, "no chunk 4"}, {UINT32_MAX, 0, "no chunk"}, {1, CHUNK, "ends before that offset"}, {3, 0, "the model file ends before tensor x"}};
+    static const struct {
+        uint32_t chunk;
+        uint64_t offset;
+        const char *words;
+    } bad[] = {{N_CHUNKS, 0, "no chunk 4"},
+               {UINT32_MAX, 0, "no chunk"},
+               {1, CHUNK, "ends before that offset"},
+               {3, 0, "the model file ends before tensor x"}};
     for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) {
         get_chunk(&b, 20, bad[i].chunk, bad[i].offset, 4096);
         cw_msg *m = last(&b);
