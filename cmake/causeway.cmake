@@ -72,6 +72,9 @@ function(cw_test name)
     if(NOT A_TIMEOUT)
         set(A_TIMEOUT 120)
     endif()
+    if(CMAKE_CROSSCOMPILING)
+        math(EXPR A_TIMEOUT "10 * ${A_TIMEOUT}") # an emulator runs them
+    endif()
     # Exit code 77: the test says that what it needs is not on this machine, and ctest shows it as skipped.
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}" SKIP_RETURN_CODE 77)
     if(CW_SANITIZE MATCHES "thread")

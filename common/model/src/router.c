@@ -56,6 +56,7 @@ bool cw_router_select(const cw_kernels *kn, const cw_model_config *c, const floa
                       uint32_t row, cw_expert_entry *out)
 {
     int n = c->n_experts;
+    CW_ASSERT(n > 0 && n <= CW_MAX_EXPERTS);
     if (!kn->all_finite(logits, n)) return false;
     float *score = logits;
     if (c->gate == CW_GATE_SOFTMAX)
