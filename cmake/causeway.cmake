@@ -72,11 +72,14 @@ function(cw_test name)
     if(NOT A_TIMEOUT)
         set(A_TIMEOUT 120)
     endif()
-    if(CMAKE_CROSSCOMPILING)
-        math(EXPR A_TIMEOUT "10 * ${A_TIMEOUT}") # an emulator runs them
+    if(CMAKE_CROSSCOMPILING) # an emulator runs it
+        math(EXPR A_TIMEOUT "10 * ${A_TIMEOUT}")
     endif()
     # Exit code 77: the test says that what it needs is not on this machine, and ctest shows it as skipped.
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}" SKIP_RETURN_CODE 77)
+    if(CMAKE_CROSSCOMPILING)
+        set_tests_properties(${name} PROPERTIES ENVIRONMENT "CW_EMULATED=1")
+    endif()
     if(CW_SANITIZE MATCHES "thread")
         set_tests_properties(${name} PROPERTIES ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp")
     endif()

@@ -71,7 +71,7 @@ static const cw_kernels *find(cw_isa isa)
     case CW_ISA_AVX512: return x86_has(CW_ISA_AVX512) ? &cw_kernels_avx512 : NULL;
 #endif
 #if defined(__aarch64__) && defined(CW_HAVE_NEON)
-    case CW_ISA_NEON: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &cw_kernels_neon : NULL;
+    case CW_ISA_NEON: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &cw_kernels_neon : &cw_kernels_neon_v80;
 #endif
     default: return NULL;
     }

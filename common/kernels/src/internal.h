@@ -9,7 +9,7 @@
 #include <math.h>
 
 /* Tables; those a build lacks are not referenced (dispatch.c). */
-extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon;
+extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon, cw_kernels_neon_v80;
 
 /* clang-format off: a drawing */
 /*

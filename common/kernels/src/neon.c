@@ -1,7 +1,7 @@
 /*
  * Advanced SIMD of 64-bit ARM with the dot-product instructions (Armv8.2): a quarter of a panel at a time.
- * Compiled with those flags only; dispatch.c asks the system. All codes are below 128 or taken as int8, so
- * the signed dot product serves every type.
+ * Compiled with those flags only, and once more without them by neon_v80.c; dispatch.c asks the system. All
+ * codes are below 128 or taken as int8, so the signed dot product serves every type.
  */
 #include "internal.h"
 #include "ref.h"
@@ -10,6 +10,9 @@
 #include <arm_neon.h>
 #include <string.h>
 
+#if !defined(NEON_TABLE)
+#define NEON_TABLE cw_kernels_neon
+#endif
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* clang-format off: a verb a line */
@@ -233,13 +236,19 @@ static inline vi vq_end(vq q) { return q; }
 static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, int g, int bits, bool sgn)
 {
     (void)g, (void)bits, (void)sgn;
-    return vdotq_s32(q, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+    int8x16_t a = vreinterpretq_s8_s32(w), b = vreinterpretq_s8_s32(x);
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(q, a, b);
+#else
+    /* Two products fit 16 bits, as no x is -128: 2 * 128 * 127 = 32512. */
+    return vpadalq_s16(q, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
+#endif
 }
 
 /* clang-format on */
 #include "simd_matmul.inc.h"
 
-const cw_kernels cw_kernels_neon = {
+const cw_kernels NEON_TABLE = {
     .isa = CW_ISA_NEON,
     .name = "neon",
     .matmul = MATMUL(any),
