@@ -200,7 +200,7 @@ static uint64_t memory_available(void)
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
     if (f) fclose(f);
-    return (uint64_t)kib * 1024;
+    return kib ? (uint64_t)kib * 1024 : (uint64_t)1 << 30; /* a system that does not say: be modest */
 }
 
 static bool hash_progress(void *ctx, uint64_t done, uint64_t total)
