@@ -200,6 +200,11 @@ static inline vf vf_bf16(const void *p)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 static inline vf vf_u8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p))); }
+static inline vf vf_cast(vi v) { return _mm256_castsi256_ps(v); }
+static inline vi vi_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(p)); }
+static inline vi vi_set1_i32(int32_t v) { return _mm256_set1_epi32(v); }
+static ALWAYS_INLINE vi vi_shl32(vi v, int n) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(n)); }
+static ALWAYS_INLINE vi vi_shr32(vi v, int n) { return _mm256_srl_epi32(v, _mm_cvtsi32_si128(n)); }
 static inline vi vi_i8(const void *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(p)); }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
 static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
@@ -229,9 +234,10 @@ static inline vq vq_begin(int32_t init) { return (vq){_mm256_setzero_si256(), _m
 static inline vi vq_end(vq q) { return q.sum; }
 static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, const int g, const int bits, const bool sgn)
 {
-    /* How many fit: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127 and 1 * 2 * 128 * 127 are all at most 32512.
+    /* How many fit: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127 and 1 * 2 * 128 * 127 are all at most 32512;
+     * 2 and 3 bits come with sub-blocks of 16, of which a half is 4 groups.
      * Blocks and their halves are whole runs, so vq_end finds nothing waiting. */
-    const int run = sgn || bits == 8 ? 1 : bits == 6 ? 2 : bits == 5 ? 4 : 8;
+    const int run = sgn || bits == 8 ? 1 : bits == 6 ? 2 : bits == 5 || bits <= 3 ? 4 : 8;
     vi m = sgn ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
     q.pairs = g % run == 0 ? m : _mm256_add_epi16(q.pairs, m);
     if ((g + 1) % run == 0) q.sum = _mm256_add_epi32(q.sum, _mm256_madd_epi16(q.pairs, _mm256_set1_epi16(1)));

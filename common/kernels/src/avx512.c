@@ -166,6 +166,11 @@ static inline vf vf_bf16(const void *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
 static inline vf vf_u8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p))); }
+static inline vf vf_cast(vi v) { return _mm512_castsi512_ps(v); }
+static inline vi vi_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(p)); }
+static inline vi vi_set1_i32(int32_t v) { return _mm512_set1_epi32(v); }
+static ALWAYS_INLINE vi vi_shl32(vi v, int n) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(n)); }
+static ALWAYS_INLINE vi vi_shr32(vi v, int n) { return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n)); }
 static inline vi vi_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }

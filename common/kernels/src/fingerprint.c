@@ -62,6 +62,7 @@ static void make_row(const cw_type_info *t, uint8_t *dst, uint64_t *rng)
         for (int i = 0; i < 256; i++) b.code[i] = (uint8_t)((next(rng) >> 24) & ((1 << f->bits) - 1));
         if (!f->signed_sc)
             for (int i = 0; i < 16; i++) b.sc[i] &= 63, b.m[i] &= 63;
+        if (f->d_form == CW_D_E8M0) b.d = (uint16_t)(96 + b.d % 64);
         f->join(&b, dst + u * t->block_bytes);
     }
 }

@@ -14,14 +14,18 @@ extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, c
 /* clang-format off: a drawing */
 /*
  * A unit is one block of k (32 or 256 values) of the 16 rows of a panel:
- *   d [16] f16
+ *   d [16] f16, or [16] exponent bytes (MXFP4)
  *   minimum scale [16] f16, where there is one
- *   sub-block scales [n_sub][16] u8, minima [n_sub][16] u8
+ *   sub-block scales [n_sub][16] u8, minima [n_sub][16] u8; or, for the types that hold them so,
+ *     [n_sub][16] of scale in the low nibble and minimum in the high one (Q2_K), or
+ *     [n_sub / 2][16] of nibbles and [n_sub / 4][16] of bit pairs of scale + 32, lower sub-block lower (Q3_K)
  *   for each 32 values: planes of 64 bytes, byte 4 * row + j of a plane belongs to values 4 * g + j
  * Planes of 32 values, by bits of a code:
  *   8: plane g (0..7) holds the code
  *   4: plane g (0..3) holds group g low and group 4 + g high
  *   5: as 4, then one plane: bit g is the fifth bit of group g
+ *   2: plane v (0..1): bits 2t, 2t+1 are group 4 * v + t
+ *   3: as 2, then one plane: bit g is the third bit of group g
  *   6: as 4, then two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t
  * f32, f16, bf16: unit = one k, 16 values.
  */
@@ -32,14 +36,28 @@ typedef struct {
     int unit_bytes;
 } cw_layout;
 
-static inline cw_layout cw_layout_of(int block, int n_sub, cw_min min, int bits)
+/* What of a format decides its layout. */
+typedef struct {
+    int block, n_sub;
+    cw_min min;
+    int bits;
+    cw_d_form d_form;
+    cw_sc_form sc_form;
+} cw_shape;
+
+static inline cw_shape cw_shape_of(const cw_format *f)
+{
+    return (cw_shape){f->block, f->n_sub, f->min, f->bits, f->d_form, f->sc_form};
+}
+
+static inline cw_layout cw_layout_of(const cw_shape s)
 {
     cw_layout l = {.dmin = 32};
-    l.sc = min == CW_MIN_NONE ? 32 : 64;
-    l.m = l.sc + 16 * n_sub;
-    l.q = l.m + (min == CW_MIN_SUB ? 16 * n_sub : 0);
-    l.sub_bytes = 64 * bits;
-    l.unit_bytes = l.q + block / 32 * l.sub_bytes;
+    l.sc = s.d_form == CW_D_E8M0 ? 16 : s.min == CW_MIN_NONE ? 32 : 64;
+    l.m = l.sc + (s.sc_form == CW_SC_SIX ? 12 : 16) * s.n_sub;
+    l.q = l.m + (s.min == CW_MIN_SUB && s.sc_form == CW_SC_BYTES ? 16 * s.n_sub : 0);
+    l.sub_bytes = 64 * s.bits;
+    l.unit_bytes = l.q + s.block / 32 * l.sub_bytes;
     return l;
 }
 

@@ -207,6 +207,14 @@ static inline vf vf_f16(const void *p) { return halves(p); }
 static inline vf vf_bf16(const void *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 static inline uint8x8_t four_bytes(const void *p) { return vcreate_u8(cw_load_u32(p)); }
 static inline vf vf_u8(const void *p) { return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p))))); }
+static inline vf vf_cast(vi v) { return vreinterpretq_f32_s32(v); }
+static inline vi vi_u8(const void *p) { return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p))))); }
+static inline vi vi_set1_i32(int32_t v) { return vdupq_n_s32(v); }
+static ALWAYS_INLINE vi vi_shl32(vi v, int n) { return vshlq_s32(v, vdupq_n_s32(n)); }
+static ALWAYS_INLINE vi vi_shr32(vi v, int n)
+{
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(v), vdupq_n_s32(-n)));
+}
 static inline vi vi_i8(const void *p)
 {
     return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p)))));

@@ -7,50 +7,57 @@
 
 #include <string.h>
 
-/* What 32 values of one output row come to: signed codes with the sub-scales of 16 already in, and two f32
- * factors. */
+/* What 32 values of one output row come to: signed codes with the sub-scales of 16 already in, the factor of
+ * w_scale; minima, likewise. */
 typedef struct {
     int32_t v[32];
-    float w_scale, w_min; /* acc += w_scale * x_scale * isum - w_min * x_scale * xsum */
-    bool has_min;
+    int32_t m[2]; /* of the first and the last 16 values, in integers where w_min is only the block's dmin */
+    float w_scale, w_min;
+    bool has_min, min_in_integers;
 } ref_sub;
 
-static void sub_of(const cw_format *f, const cw_block *b, int s, ref_sub *out)
+static void sub_of(const cw_values *v, int s, ref_sub *out)
 {
-    int per_sub = f->n_sub ? f->block / f->n_sub : 32;
-    float d = cw_f16_to_f32(b->d), dmin = cw_f16_to_f32(b->dmin);
-    for (int i = 0; i < 32; i++) {
-        int c = b->code[32 * s + i], v = f->lut ? f->lut[c] : c - f->offset;
-        if (per_sub == 16) {
-            uint8_t sc = b->sc[2 * s + i / 16];
-            v *= f->signed_sc ? (int8_t)sc : sc;
-        }
-        out->v[i] = v;
+    bool sub16 = v->per_sub == 16;
+    for (int i = 0; i < 32; i++) out->v[i] = v->v[32 * s + i] * (sub16 ? v->sc[2 * s + i / 16] : 1);
+    out->w_scale = sub16 ? v->d : v->d * (float)v->sc[s];
+    out->has_min = v->has_min;
+    out->min_in_integers = v->has_min && sub16;
+    out->m[0] = sub16 ? v->m[2 * s] : 1;
+    out->m[1] = sub16 ? v->m[2 * s + 1] : 1;
+    out->w_min = sub16 ? v->dmin : v->dmin * (float)v->m[s];
+}
+
+/* One block of 32 values of one row of x; at: its scale and sums. */
+static float add_block(float acc, const ref_sub *sub, const cw_a8 *a, const int8_t *q, int64_t at)
+{
+    int32_t isum = 0;
+    for (int t = 0; t < 32; t++) isum += sub->v[t] * q[t];
+    acc = fmaf(sub->w_scale * a->s[at], (float)isum, acc);
+    if (sub->min_in_integers) {
+        int32_t msum = sub->m[0] * a->lo[at] + sub->m[1] * (a->sum[at] - a->lo[at]);
+        return fmaf(-(sub->w_min * a->s[at]), (float)msum, acc);
     }
-    out->w_scale = per_sub == 32 && f->n_sub ? d * (float)b->sc[s] : d;
-    out->has_min = f->min != CW_MIN_NONE;
-    out->w_min = f->min == CW_MIN_SUB ? dmin * (float)b->m[s] : -dmin;
+    return sub->has_min ? fmaf(-sub->w_min, a->ssum[at], acc) : acc;
 }
 
 static void quantised_row(const cw_mm *mm, const cw_format *f, int64_t n, int32_t row0, int32_t row1)
 {
     cw_block b = {0};
+    cw_values values;
     ref_sub sub;
     for (int32_t i = row0; i < row1; i++) mm->y[i * mm->ldy + n] = 0.0f;
     for (int64_t u = 0; u < mm->w->k / f->block; u++) {
         cw_panel_get(mm->w, f, n, u, &b);
+        cw_block_values(f, &b, &values);
         for (int s = 0; s < f->block / 32; s++) {
             int64_t block = u * (f->block / 32) + s;
-            sub_of(f, &b, s, &sub);
+            sub_of(&values, s, &sub);
             for (int32_t i = row0; i < row1; i++) {
-                int32_t src = cw_mm_source(mm, i), isum = 0;
-                const int8_t *q = cw_a8_q(mm->a8, src) + 32 * block;
-                int64_t at = src * (mm->a8->ld / 32) + block;
-                for (int t = 0; t < 32; t++) isum += sub.v[t] * q[t];
+                int32_t src = cw_mm_source(mm, i);
                 float *acc = &mm->y[i * mm->ldy + n];
-                float p = sub.w_scale * mm->a8->s[at];
-                *acc = fmaf(p, (float)isum, *acc);
-                if (sub.has_min) *acc = fmaf(-sub.w_min, mm->a8->ssum[at], *acc);
+                *acc = add_block(*acc, &sub, mm->a8, cw_a8_q(mm->a8, src) + 32 * block,
+                                 src * (mm->a8->ld / 32) + block);
             }
         }
     }

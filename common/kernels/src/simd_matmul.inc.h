@@ -10,6 +10,9 @@
  *   vf_fma(a, b, c) = a * b + c, vf_fnma(a, b, c) = -(a * b) + c, rounded once
  *   vf_f16(p) vf_bf16(p)                 LANES halves to f32
  *   vf_u8(p) vi_i8(p)                    LANES bytes to f32, signed bytes to int32
+ *   vf_cast(v)                           the bits of int32 lanes as f32
+ *   vi_u8(p) vi_set1_i32 vi_shl32 vi_shr32(v, n)
+ *                                        LANES bytes to int32, an int32 in each lane, logical shifts of them
  *   vi_load vi_and vi_or vi_xor vi_set1_8 vi_add32 vi_mul32
  *   vi_shl(v, n) vi_shr(v, n)            on 16-bit lanes; bits that cross bytes are masked off
  *   SIGNED_CODES(bits, lut)              whether codes of 8 bits or through a table are wanted as int8; else
@@ -29,7 +32,14 @@ typedef struct {
     cw_min min;
     int bits, offset;
     const int8_t *lut;
+    cw_d_form d_form;
+    cw_sc_form sc_form;
 } q_spec;
+
+static ALWAYS_INLINE cw_layout layout_of(const q_spec s)
+{
+    return cw_layout_of((cw_shape){s.block, s.n_sub, s.min, s.bits, s.d_form, s.sc_form});
+}
 
 /* Group g of 32 values of LANES rows: values 4g..4g+3 of each. q: the planes, at the strip's first lane. */
 static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, const int g, vi table)
@@ -37,6 +47,16 @@ static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *
     if (s.bits == 8) {
         vi v = vi_load(q + 64 * g);
         return sgn ? vi_xor(v, vi_set1_8((char)0x80)) : v;
+    }
+    if (s.bits <= 3) {
+        const int up = 2 * (g % 4);
+        vi v = vi_load(q + 64 * (g / 4));
+        v = vi_and(up ? vi_shr(v, up) : v, vi_set1_8(3));
+        if (s.bits == 3) {
+            vi h = vi_load(q + 128);
+            v = vi_or(v, vi_and(g < 2 ? vi_shl(h, 2 - g) : g == 2 ? h : vi_shr(h, g - 2), vi_set1_8(4)));
+        }
+        return v;
     }
     vi v = vi_load(q + 64 * (g % 4));
     v = vi_and(g < 4 ? v : vi_shr(v, 4), vi_set1_8(15));
@@ -50,6 +70,34 @@ static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *
         v = vi_or(v, vi_and(h, vi_set1_8(48)));
     }
     return s.lut ? vi_lut(table, v) : v;
+}
+
+/* The block's scale. u: the unit; lane0: the strip's first lane. */
+static ALWAYS_INLINE vf d_of(const q_spec s, const uint8_t *u, const int lane0)
+{
+    if (s.d_form == CW_D_F16) return vf_f16(u + 2 * lane0);
+    /* 2^(e - 128) as two normal factors, so that subnormals need no case of their own. */
+    vi e = vi_u8(u + lane0), half = vi_shr32(e, 1), rest = vi_add32(half, vi_and(e, vi_set1_i32(1)));
+    vi bias = vi_set1_i32(63);
+    return vf_mul(vf_cast(vi_shl32(vi_add32(half, bias), 23)), vf_cast(vi_shl32(vi_add32(rest, bias), 23)));
+}
+
+/* The integer scale and minimum of the 16 values of half h of block `sub` of the unit. */
+static ALWAYS_INLINE vi scale16_of(const q_spec s, const uint8_t *u, const int lane0, const int sub,
+                                   const int h)
+{
+    const uint8_t *sc = u + layout_of(s).sc + lane0;
+    if (s.sc_form == CW_SC_NIBBLES) return vi_and(vi_u8(sc + 16 * (2 * sub + h)), vi_set1_i32(15));
+    if (s.sc_form == CW_SC_BYTES) return vi_i8(sc + 16 * (2 * sub + h));
+    vi low = vi_and(vi_shr32(vi_u8(sc + 16 * sub), 4 * h), vi_set1_i32(15));
+    vi high = vi_and(vi_shr32(vi_u8(sc + 128 + 16 * (sub / 2)), 4 * (sub % 2) + 2 * h), vi_set1_i32(3));
+    return vi_add32(vi_or(low, vi_shl32(high, 4)), vi_set1_i32(-32));
+}
+
+static ALWAYS_INLINE vi min16_of(const q_spec s, const uint8_t *u, const int lane0, const int sub,
+                                 const int h)
+{
+    return vi_shr32(vi_u8(u + layout_of(s).sc + lane0 + 16 * (2 * sub + h)), 4);
 }
 
 /* LANES columns of y: where their weights lie. Consecutive strips are halves of a panel, or panels. */
@@ -75,8 +123,8 @@ static inline strip strip_of(const cw_weight *w, int64_t index)
  * 16 values go in two halves, whose sums are scaled in integers.
  */
 static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int64_t *x_at, int64_t block,
-                                      const int nr, const uint8_t *const *q, const uint8_t *const *sc,
-                                      const int ns, vi isum[][Q_STRIPS])
+                                      const int nr, const uint8_t *const *q, vi sc[][Q_STRIPS], const int ns,
+                                      vi isum[][Q_STRIPS])
 {
     const bool sgn = SIGNED_CODES(s.bits, s.lut != NULL), sub16 = s.n_sub == s.block / 16;
     const int offset = sgn ? 0 : s.bits == 8 || s.lut ? 128 : s.offset, halves = sub16 ? 2 : 1;
@@ -110,7 +158,7 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
 #pragma GCC unroll 2
             for (int t = 0; t < ns; t++) {
                 vi v = vq_end(part[i][t]);
-                if (sub16) v = vi_mul32(v, vi_i8(sc[t] + CW_PANEL_ROWS * h));
+                if (sub16) v = vi_mul32(v, sc[h][t]);
                 isum[i][t] = h == 0 ? v : vi_add32(isum[i][t], v);
             }
         }
@@ -121,8 +169,8 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
 static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *st, const int ns, int32_t i0,
                                  const int nr)
 {
-    const cw_layout l = cw_layout_of(s.block, s.n_sub, s.min, s.bits);
-    const bool sub16 = s.n_sub == s.block / 16;
+    const cw_layout l = layout_of(s);
+    const bool sub16 = s.n_sub == s.block / 16, min16 = sub16 && s.min == CW_MIN_SUB;
     const cw_a8 *a = mm->a8;
     int64_t x_at[Q_ROWS]; /* block of x of each row */
     vf acc[Q_ROWS][Q_STRIPS];
@@ -137,18 +185,27 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
         for (int sub = 0; sub < s.block / 32; sub++, block++) {
             vi isum[Q_ROWS][Q_STRIPS];
             vf w_scale[Q_STRIPS], w_min[Q_STRIPS];
-            const uint8_t *q[Q_STRIPS], *sc[Q_STRIPS];
+            vi sc[2][Q_STRIPS], m[2][Q_STRIPS];
+            const uint8_t *q[Q_STRIPS];
 #pragma GCC unroll 2
             for (int t = 0; t < ns; t++) {
                 const uint8_t *u = st[t].panel + at_unit;
                 const int lane0 = st[t].lane0;
                 q[t] = u + l.q + sub * l.sub_bytes + 4 * lane0;
                 __builtin_prefetch(q[t] + PREFETCH_BYTES);
-                w_scale[t] = vf_f16(u + 2 * lane0);
-                if (s.n_sub && !sub16) w_scale[t] = vf_mul(w_scale[t], vf_u8(u + l.sc + 16 * sub + lane0));
+                w_scale[t] = d_of(s, u, lane0);
+                if (s.n_sub && !sub16) {
+                    const uint8_t *at = u + l.sc + 16 * sub + lane0;
+                    w_scale[t] = vf_mul(w_scale[t], s.signed_sc ? vf_from_i32(vi_i8(at)) : vf_u8(at));
+                }
                 if (s.min != CW_MIN_NONE) w_min[t] = vf_f16(u + l.dmin + 2 * lane0);
-                if (s.min == CW_MIN_SUB) w_min[t] = vf_mul(w_min[t], vf_u8(u + l.m + 16 * sub + lane0));
-                sc[t] = u + l.sc + 32 * sub + lane0;
+                if (s.min == CW_MIN_SUB && !sub16)
+                    w_min[t] = vf_mul(w_min[t], vf_u8(u + l.m + 16 * sub + lane0));
+#pragma GCC unroll 2
+                for (int h = 0; sub16 && h < 2; h++) {
+                    sc[h][t] = scale16_of(s, u, lane0, sub, h);
+                    if (min16) m[h][t] = min16_of(s, u, lane0, sub, h);
+                }
             }
             block_isums(s, a, x_at, block, nr, q, sc, ns, isum);
 #pragma GCC unroll 8
@@ -158,7 +215,13 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
 #pragma GCC unroll 2
                 for (int t = 0; t < ns; t++) {
                     acc[i][t] = vf_fma(vf_mul(w_scale[t], x_scale), vf_from_i32(isum[i][t]), acc[i][t]);
-                    if (s.min == CW_MIN_SUB) acc[i][t] = vf_fnma(w_min[t], vf_set1(a->ssum[at]), acc[i][t]);
+                    if (min16) {
+                        vi lo = vi_mul32(m[0][t], vi_set1_i32(a->lo[at]));
+                        vi hi = vi_mul32(m[1][t], vi_set1_i32(a->sum[at] - a->lo[at]));
+                        acc[i][t] =
+                            vf_fnma(vf_mul(w_min[t], x_scale), vf_from_i32(vi_add32(lo, hi)), acc[i][t]);
+                    } else if (s.min == CW_MIN_SUB)
+                        acc[i][t] = vf_fnma(w_min[t], vf_set1(a->ssum[at]), acc[i][t]);
                     if (s.min == CW_MIN_F16) acc[i][t] = vf_fma(w_min[t], vf_set1(a->ssum[at]), acc[i][t]);
                 }
             }
@@ -257,19 +320,24 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip
         OVER_STRIPS(f_tile, F_ROWS, F_STRIPS);                                                               \
     }
 
-static const int8_t iq4_nl_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                      1,    13,   25,  38,  53,  69,  89,  113};
+static const int8_t mxfp4_lut[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+static const int8_t iq4_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* The rows of the tensor room's format table, as constants the compiler can unfold. */
-Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL)
-Q_TYPE(q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL)
-Q_TYPE(q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL)
-Q_TYPE(q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL)
-Q_TYPE(q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL)
-Q_TYPE(iq4_nl, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_nl_lut)
-Q_TYPE(q4_k, 256, 8, false, CW_MIN_SUB, 4, 0, NULL)
-Q_TYPE(q5_k, 256, 8, false, CW_MIN_SUB, 5, 0, NULL)
-Q_TYPE(q6_k, 256, 16, true, CW_MIN_NONE, 6, 32, NULL)
+#define PLAIN CW_D_F16, CW_SC_BYTES
+Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL, PLAIN)
+Q_TYPE(q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL, PLAIN)
+Q_TYPE(q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL, PLAIN)
+Q_TYPE(q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL, PLAIN)
+Q_TYPE(q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL, PLAIN)
+Q_TYPE(iq4_nl, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN)
+Q_TYPE(q4_k, 256, 8, false, CW_MIN_SUB, 4, 0, NULL, PLAIN)
+Q_TYPE(q5_k, 256, 8, false, CW_MIN_SUB, 5, 0, NULL, PLAIN)
+Q_TYPE(q6_k, 256, 16, true, CW_MIN_NONE, 6, 32, NULL, PLAIN)
+Q_TYPE(mxfp4, 32, 0, false, CW_MIN_NONE, 4, 0, mxfp4_lut, CW_D_E8M0, CW_SC_BYTES)
+Q_TYPE(q2_k, 256, 16, false, CW_MIN_SUB, 2, 0, NULL, CW_D_F16, CW_SC_NIBBLES)
+Q_TYPE(q3_k, 256, 16, true, CW_MIN_NONE, 3, 4, NULL, CW_D_F16, CW_SC_SIX)
+Q_TYPE(iq4_xs, 256, 8, true, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN)
 F_TYPE(f32, KIND_F32)
 F_TYPE(f16, KIND_F16)
 F_TYPE(bf16, KIND_BF16)
@@ -280,10 +348,12 @@ static void MATMUL(any)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t
         uint32_t type;
         void (*fn)(const cw_mm *, int64_t, int64_t, int32_t, int32_t);
     } table[] = {
-        {CW_TYPE_Q8_0, MATMUL(q8_0)}, {CW_TYPE_Q4_0, MATMUL(q4_0)}, {CW_TYPE_Q4_1, MATMUL(q4_1)},
-        {CW_TYPE_Q5_0, MATMUL(q5_0)}, {CW_TYPE_Q5_1, MATMUL(q5_1)}, {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
-        {CW_TYPE_Q4_K, MATMUL(q4_k)}, {CW_TYPE_Q5_K, MATMUL(q5_k)}, {CW_TYPE_Q6_K, MATMUL(q6_k)},
-        {CW_TYPE_F32, MATMUL(f32)},   {CW_TYPE_F16, MATMUL(f16)},   {CW_TYPE_BF16, MATMUL(bf16)},
+        {CW_TYPE_Q8_0, MATMUL(q8_0)},   {CW_TYPE_Q4_0, MATMUL(q4_0)}, {CW_TYPE_Q4_1, MATMUL(q4_1)},
+        {CW_TYPE_Q5_0, MATMUL(q5_0)},   {CW_TYPE_Q5_1, MATMUL(q5_1)}, {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
+        {CW_TYPE_Q4_K, MATMUL(q4_k)},   {CW_TYPE_Q5_K, MATMUL(q5_k)}, {CW_TYPE_Q6_K, MATMUL(q6_k)},
+        {CW_TYPE_Q2_K, MATMUL(q2_k)},   {CW_TYPE_Q3_K, MATMUL(q3_k)}, {CW_TYPE_IQ4_XS, MATMUL(iq4_xs)},
+        {CW_TYPE_MXFP4, MATMUL(mxfp4)}, {CW_TYPE_F32, MATMUL(f32)},   {CW_TYPE_F16, MATMUL(f16)},
+        {CW_TYPE_BF16, MATMUL(bf16)},
     };
     for (size_t i = 0; i < CW_ARRAY_LEN(table); i++) {
         if (table[i].type != mm->w->info->type) continue;

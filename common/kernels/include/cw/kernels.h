@@ -13,7 +13,7 @@
 #include "cw/weight.h"
 
 /* Changes whenever a bit of any row can change; peers with another value are refused. */
-#define CW_ARITHMETIC_ID 1u
+#define CW_ARITHMETIC_ID 2u
 
 typedef enum { CW_ISA_SCALAR, CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON, CW_ISA_COUNT } cw_isa;
 

@@ -13,22 +13,39 @@
 #include "cw/type.h"
 
 typedef struct {
-    uint16_t d, dmin;  /* f16 bits */
-    uint8_t sc[16];    /* sub-block scales, as stored; int8 bits where the format says so */
+    uint16_t d, dmin;  /* f16 bits; d is the exponent byte where the form says so */
+    uint8_t sc[16];    /* sub-block scales; int8 bits where the format says so */
     uint8_t m[16];     /* sub-block minima */
     uint8_t code[256]; /* in order of k */
 } cw_block;
 
 typedef enum { CW_MIN_NONE, CW_MIN_F16, CW_MIN_SUB } cw_min;
 
+/* How a block's scale is written. */
+typedef enum {
+    CW_D_F16,
+    CW_D_E8M0, /* a byte e, of which 255 is not a number: the values here are twice the format's, d = 2^(e -
+                  128) */
+} cw_d_form;
+
+/* How a panel holds sub-block scales. */
+typedef enum {
+    CW_SC_BYTES,
+    CW_SC_NIBBLES, /* scale in the low nibble, minimum in the high one */
+    CW_SC_SIX,     /* scale + 32 in 6 bits: nibbles of two sub-blocks in a byte, then bit pairs of four */
+} cw_sc_form;
+
 typedef struct {
     uint32_t type;
-    int16_t block;  /* values */
-    int16_t n_sub;  /* sub-block scales in a block, 0: none */
-    bool signed_sc; /* they are int8 */
+    int16_t block;   /* values */
+    int16_t n_sub;   /* sub-block scales in a block, 0: none */
+    bool signed_sc;  /* they are int8 */
+    uint8_t sc_bits; /* of their range: 4, 6 or 8 */
     cw_min min;
-    uint8_t bits;      /* of a code: 8, 4, 4 + 1, 4 + 2 */
-    uint8_t offset;    /* v(c) = c - offset where lut is NULL */
+    uint8_t bits;   /* of a code: 8, 4, 4 + 1, 4 + 2, 2, 2 + 1 */
+    uint8_t offset; /* v(c) = c - offset where lut is NULL */
+    cw_d_form d_form;
+    cw_sc_form sc_form;
     const int8_t *lut; /* [16] v(c) */
     void (*split)(const uint8_t *src, cw_block *b);
     void (*join)(const cw_block *b, uint8_t *dst);
@@ -36,3 +53,16 @@ typedef struct {
 
 /* NULL for types without blocks (f32, f16, bf16) and unsupported ones. */
 const cw_format *cw_format_get(uint32_t gguf_type);
+
+/* What a block stands for: value i is d * sc[i / per_sub] * v[i] - dmin * m[i / per_sub]. */
+typedef struct {
+    int per_sub; /* values that share sc and m: 16 or 32 */
+    bool has_min;
+    float d, dmin;         /* exact; dmin is minus the file's for CW_MIN_F16 */
+    int16_t sc[16], m[16]; /* 1 where the format has none */
+    int8_t v[256];
+} cw_values;
+
+void cw_block_values(const cw_format *f, const cw_block *b, cw_values *v);
+/* Whether d and dmin are finite numbers. */
+bool cw_block_finite(const cw_format *f, const cw_block *b);

@@ -22,13 +22,24 @@ typedef enum {
     CW_TYPE_Q5_K = 13,
     CW_TYPE_Q6_K = 14,
     CW_TYPE_Q8_K = 15,
+    CW_TYPE_IQ2_XXS = 16,
+    CW_TYPE_IQ2_XS = 17,
+    CW_TYPE_IQ3_XXS = 18,
+    CW_TYPE_IQ1_S = 19,
     CW_TYPE_IQ4_NL = 20,
+    CW_TYPE_IQ3_S = 21,
+    CW_TYPE_IQ2_S = 22,
+    CW_TYPE_IQ4_XS = 23,
     CW_TYPE_I8 = 24,
     CW_TYPE_I16 = 25,
     CW_TYPE_I32 = 26,
     CW_TYPE_I64 = 27,
     CW_TYPE_F64 = 28,
+    CW_TYPE_IQ1_M = 29,
     CW_TYPE_BF16 = 30,
+    CW_TYPE_TQ1_0 = 34,
+    CW_TYPE_TQ2_0 = 35,
+    CW_TYPE_MXFP4 = 39,
 } cw_type;
 
 typedef struct {
@@ -45,7 +56,7 @@ typedef struct {
 const cw_type_info *cw_type_get(uint32_t gguf_type);
 /* The i-th supported type, NULL after the last: for tables and tests. */
 const cw_type_info *cw_type_at(size_t i);
-/* Name of any type the format defines ("Q3_K", "IQ2_XS"), supported or not; "unknown" otherwise. Never NULL.
+/* Name of any type the format defines ("Q4_K", "TQ1_0"), supported or not; "unknown" otherwise. Never NULL.
  */
 const char *cw_type_name(uint32_t gguf_type);
 
