@@ -30,6 +30,11 @@ typedef struct {
     const char *tokens, *after, *out;
     /* tokenize */
     bool special, decode;
+    /* bench */
+    const char *prefill, *thread_list, *batch;
+    int64_t generate, depth, rounds;
+    bool memory, kernels, wire;
+    uint64_t memory_size;
 } cli_options;
 
 extern const cw_program cli_program;
@@ -39,6 +44,7 @@ int cli_chat(const cli_options *o, const cw_parsed *p);
 int cli_logits(const cli_options *o, const cw_parsed *p);
 int cli_tokenize(const cli_options *o, const cw_parsed *p);
 int cli_inspect(const cli_options *o, const cw_parsed *p);
+int cli_bench(const cli_options *o, const cw_parsed *p);
 
 /* "causeway: sentence" on stderr; returns 1, or 2 for wrong usage. */
 int cli_fail(const cw_err *err);

@@ -9,7 +9,7 @@ static const struct {
     int (*run)(const cli_options *, const cw_parsed *);
 } commands[] = {
     {"run", cli_run},           {"chat", cli_chat},       {"logits", cli_logits},
-    {"tokenize", cli_tokenize}, {"inspect", cli_inspect},
+    {"tokenize", cli_tokenize}, {"inspect", cli_inspect}, {"bench", cli_bench},
 };
 
 int main(int argc, char **argv)

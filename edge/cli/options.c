@@ -10,10 +10,14 @@ static const cw_option model_rows[] = {
      "GGUF file, any shard of it; without it the demo model that comes with the program"},
     {"isa", 0, CW_OPT_ENUM, AT(isa), NULL, "best|scalar|avx2|avx512|neon", 0, 0, "best", NULL, NULL, 0,
      "instruction set of the kernels; every one gives the same bits"},
-    {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
-     "compute threads; 0: one per core"},
     {"expert-groups", 0, CW_OPT_STRING, AT(groups), "N/M", NULL, 0, 0, NULL, NULL, NULL, 0,
      "experts lie in N groups of which M are used, where the file does not say"},
+    {0},
+};
+
+static const cw_option threads_rows[] = {
+    {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
+     "compute threads; 0: one per core"},
     {0},
 };
 
@@ -106,6 +110,36 @@ static const cw_option inspect_rows[] = {
     {0},
 };
 
+static const cw_option bench_rows[] = {
+    {"prefill", 'p', CW_OPT_STRING, AT(prefill), "LIST", NULL, 0, 0, "128,512", NULL, "Bench", CW_OPT_NO_ENV,
+     "prompts of these many tokens; 0: none"},
+    {"generate", 'n', CW_OPT_INT, AT(generate), "N", NULL, 0, 1 << 20, "32", NULL, NULL, CW_OPT_NO_ENV,
+     "decode steps; 0: none"},
+    {"depth", 'd', CW_OPT_INT, AT(depth), "N", NULL, 0, 1 << 24, "0", NULL, NULL, CW_OPT_NO_ENV,
+     "tokens that a session holds before"},
+    {"threads", 't', CW_OPT_STRING, AT(thread_list), "LIST", NULL, 0, 0, "0", NULL, NULL, 0,
+     "compute threads, one after the other; 0: one per core"},
+    {"batch", 'b', CW_OPT_STRING, AT(batch), "LIST", NULL, 0, 0, "1", NULL, NULL, CW_OPT_NO_ENV,
+     "sessions that decode together"},
+    {"rounds", 'r', CW_OPT_INT, AT(rounds), "N", NULL, 1, 1000, "5", NULL, NULL, CW_OPT_NO_ENV,
+     "how often everything is measured, in turn"},
+    {"chunk", 0, CW_OPT_INT, AT(chunk), "N", NULL, 0, 1 << 12, "0", NULL, NULL, 0,
+     "tokens in one pass, 0: 256"},
+    {"memory", 0, CW_OPT_FLAG, AT(memory), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "only how fast this machine reads memory"},
+    {"memory-size", 0, CW_OPT_SIZE, AT(memory_size), "SIZE", NULL, 16 << 20, 1099511627776.0, "1G", NULL,
+     NULL, CW_OPT_NO_ENV, "how much is read to measure that; less than 1G measures caches"},
+    {"kernels", 0, CW_OPT_FLAG, AT(kernels), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "only the kernels, of every instruction set or the one of --isa"},
+    {"wire", 0, CW_OPT_FLAG, AT(wire), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "only what a layer's call to the cluster of --join costs"},
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "one JSON object for each measurement"},
+    {"quiet", 'q', CW_OPT_FLAG, AT(quiet), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "no progress on stderr"},
+    {0},
+};
+
 static const cw_command commands[] = {
     {"run",
      "-p PROMPT [-m MODEL] [--join STRING] [options]",
@@ -117,7 +151,7 @@ static const cw_command commands[] = {
      "  causeway run -p 'What is 347 + 285?'\n"
      "  causeway run -m DeepSeek-V2-Lite.Q4_K_M.gguf --join @join.txt -p 'Why is the sky blue?'\n"
      "  causeway run --mode offline --json -p 'Tell me a story about a brave fox.' --temp 0.8",
-     {prompt_rows, model_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     {prompt_rows, model_rows, threads_rows, session_rows, mainland_rows, mode_rows, answer_rows},
      0,
      0,
      NULL},
@@ -126,7 +160,7 @@ static const cw_command commands[] = {
      "talk with a model",
      "At the prompt: /help, /mode, /stats, /new, /quit. Ctrl-C stops the answer, Ctrl-D leaves.",
      "  causeway chat --join @join.txt --system 'You are brief.'",
-     {model_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     {model_rows, threads_rows, session_rows, mainland_rows, mode_rows, answer_rows},
      0,
      0,
      NULL},
@@ -135,7 +169,7 @@ static const cw_command commands[] = {
      "write raw logits",
      "For tests and comparisons. With --join the experts run on the cluster; the bits are the same.",
      "  causeway logits -m model.gguf --tokens 1,5,9 --after 1,3 --out rows.f32",
-     {logits_rows, model_rows, session_rows, mainland_rows},
+     {logits_rows, model_rows, threads_rows, session_rows, mainland_rows},
      0,
      0,
      NULL},
@@ -156,6 +190,23 @@ static const cw_command commands[] = {
      {model_rows, inspect_rows},
      0,
      1,
+     NULL},
+    {"bench",
+     "[-m MODEL] [-p LIST] [-n N] [-t LIST] [--batch LIST] [--join STRING] | --memory | --kernels | --wire",
+     "measure speed",
+     "Prefill and decode in tokens a second, where the time goes, and how much of the memory's speed the "
+     "weights are read with,\n"
+     "measured beside each round. Medians of rounds in turn; +- is half of what the middle half of the "
+     "rounds "
+     "spans.\n"
+     "With --join the experts run on the cluster.",
+     "  causeway bench -m model.gguf -p 128,512 -n 32 -t 1,2 --batch 1,8,32\n"
+     "  causeway bench --memory -t 1,2\n"
+     "  causeway bench --kernels --json\n"
+     "  causeway bench --wire -m model.gguf --join @join.txt",
+     {bench_rows, model_rows, session_rows, mainland_rows},
+     0,
+     0,
      NULL},
 };
 

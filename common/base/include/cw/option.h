@@ -43,7 +43,7 @@ typedef struct {
     const char *help; /* one sentence, no final full stop */
 } cw_option;
 
-enum { CW_OPT_MAX_TABLES = 6 };
+enum { CW_OPT_MAX_TABLES = 8 };
 
 typedef struct {
     const char *name;     /* "run", "token create"; "" is what the program does without a sub-command */
