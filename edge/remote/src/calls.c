@@ -221,15 +221,15 @@ static void put_rows(const cw_edge *e, const piece *p, const cw_reply_view *v)
     }
 }
 
-static void learn(home *h, const piece *p, const cw_reply_view *v)
+static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view *v)
 {
     h->calls++;
     h->rows += p->n;
     h->service_us =
         h->service_us ? (uint32_t)((7 * (uint64_t)h->service_us + v->service_us) / 8) : v->service_us;
-    if (!p->cost || !v->service_us) return;
-    double now = (double)v->service_us / (double)p->cost;
-    h->us_per_byte = h->us_per_byte > 0 ? 0.875 * h->us_per_byte + 0.125 * now : now;
+    int64_t delay = e->now_us - p->sent_us - v->queue_us - v->service_us;
+    if (delay > 0) link_learn(&h->delay_us, (double)delay);
+    if (p->cost && v->service_us) link_learn(&h->us_per_byte, (double)v->service_us / (double)p->cost);
 }
 
 void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
@@ -256,7 +256,7 @@ void calls_reply(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
         return;
     }
     put_rows(e, p, &v);
-    learn(h, p, &v);
+    learn(e, h, p, &v);
     cw_edge_request *r = p->r;
     r->n_left -= p->n;
     take_out(h, p);

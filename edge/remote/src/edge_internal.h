@@ -62,7 +62,10 @@ struct home {
 
     uint64_t calls, rows, bytes_out, bytes_in;
     uint32_t rtt_us, service_us;
-    double us_per_byte; /* smoothed: service time over cost; 0: not measured */
+    /* For predictions; both follow what is faster at once and what is slower slowly, since a busy machine
+       only ever adds. 0: not measured. */
+    double delay_us;    /* there and back, without queue and service */
+    double us_per_byte; /* service time over cost */
 };
 
 typedef enum { CO_WAITING, CO_OPENING, CO_SAID, CO_ADMITTED, CO_OFF } co_state;
@@ -147,6 +150,9 @@ void links_tick(cw_edge *e, cw_outbox *out);
 void links_close(cw_edge *e, home *h, const char *why, int64_t retry_us,
                  cw_outbox *out); /* its calls go elsewhere */
 void links_bye(cw_edge *e, cw_outbox *out);
+
+/* links.c: a measurement into a prediction. */
+void link_learn(double *value, double sample);
 
 /* place.c */
 /* Divides the entries of p (which is consumed) over homes that are up; what has none waits. */

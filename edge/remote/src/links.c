@@ -100,10 +100,17 @@ static void pong(cw_edge *e, home *h, const Cw__Pb__Ping *p, cw_outbox *out)
     cw_send(out, h->link, &env, NULL, 0);
 }
 
+void link_learn(double *value, double sample)
+{
+    double keep = *value <= 0 ? 0 : sample < *value ? 0.5 : 0.9;
+    *value = keep * *value + (1 - keep) * sample;
+}
+
 static void measure(cw_edge *e, home *h, const Cw__Pb__Pong *p)
 {
     int64_t rtt = e->now_us - (int64_t)p->t_us;
     if (rtt < 0 || rtt > 60000000) return; /* an answer to nothing we asked */
+    link_learn(&h->delay_us, (double)rtt);
     h->rtt_us = h->rtt_us ? (uint32_t)((3 * (int64_t)h->rtt_us + rtt) / 4) : (uint32_t)rtt;
 }
 

@@ -11,6 +11,9 @@
 #include "edge_internal.h"
 
 enum { NOBODY = UINT32_MAX };
+/* Differences of delay below this are noise of busy machines. Taken at its word, a tenth of a millisecond
+ * would send every small expert to one of two equal workers. */
+enum { DELAY_NOISE_US = 500 };
 
 static size_t row_in_bytes(const cw_edge *e, uint32_t layer)
 {
@@ -63,6 +66,15 @@ static uint32_t choose(const cw_edge *e, uint32_t layer, uint32_t expert, uint64
     return best;
 }
 
+static double nearest_delay(const cw_edge *e)
+{
+    double least = -1;
+    for (size_t i = 0; i < e->n_homes; i++)
+        if (e->homes[i]->state == HOME_UP && (least < 0 || e->homes[i]->delay_us < least))
+            least = e->homes[i]->delay_us;
+    return least < 0 ? 0 : least;
+}
+
 /* Fills x_home for every expert in the piece. */
 static void assign_experts(cw_edge *e, const piece *p)
 {
@@ -76,8 +88,12 @@ static void assign_experts(cw_edge *e, const piece *p)
     for (uint32_t k = 0; k < n; k++)
         e->x_order[k] = (uint64_t)e->x_rows[e->x_order[k]] << 32 | (UINT32_MAX - (uint32_t)e->x_order[k]);
     qsort(e->x_order, n, sizeof *e->x_order, descending);
-    for (size_t i = 0; i < e->n_homes; i++)
-        e->finish[i] = e->homes[i]->rtt_us + (double)e->homes[i]->load * pace(e->homes[i]);
+    double nearest = nearest_delay(e);
+    for (size_t i = 0; i < e->n_homes; i++) {
+        const home *h = e->homes[i];
+        double further = h->delay_us - nearest;
+        e->finish[i] = (further < DELAY_NOISE_US ? 0 : further) + (double)h->load * pace(h);
+    }
     for (uint32_t k = 0; k < n; k++) {
         uint32_t x = UINT32_MAX - (uint32_t)e->x_order[k];
         uint64_t cost = expert_cost(e, layer, e->x_rows[x]);
@@ -179,7 +195,9 @@ static void fade(cw_edge *e, const piece *p)
         bool chosen = false;
         for (uint32_t k = 0; k < p->n && !chosen; k++)
             chosen = e->x_home[p->r->entries[p->index[k]].expert] == i;
-        if (!chosen && h->state == HOME_UP) h->us_per_byte *= 0.99;
+        if (chosen || h->state != HOME_UP) continue;
+        h->us_per_byte *= 0.99;
+        h->delay_us *= 0.99;
     }
 }
 

@@ -235,6 +235,51 @@ static void a_faster_worker_gets_more(void **state)
     er_free(x);
 }
 
+static void pong(edge_rig *x, int w, int64_t rtt_us)
+{
+    Cw__Pb__Pong p = CW__PB__PONG__INIT;
+    p.t_us = (uint64_t)(x->r.now_us - rtt_us);
+    ENV(env, PONG, pong, &p);
+    rig_message(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w], &env, NULL, 0);
+}
+
+static void small_differences_of_delay_are_noise_and_large_ones_count(void **state)
+{
+    (void)state;
+    edge_rig *x = er_boot(2, NULL);
+    pong(x, 0, 100);
+    pong(x, 1, 450);
+    er_submit(x, 1, 1, 0xff);
+    assert_int_equal(entries_of(er_call(x, 0, 0)), 4);
+    assert_int_equal(entries_of(er_call(x, 1, 0)), 4);
+    er_free(x);
+    x = er_boot(2, NULL);
+    pong(x, 0, 100);
+    pong(x, 1, 50000); /* eight experts of 100 kB take less at 1 GB/s */
+    er_submit(x, 1, 1, 0xff);
+    assert_int_equal(entries_of(er_call(x, 0, 0)), 8);
+    er_free(x);
+}
+
+static void a_worker_that_seemed_slow_is_tried_again(void **state)
+{
+    (void)state;
+    edge_rig *x = er_boot(2, NULL);
+    pong(x, 0, 100);
+    pong(x, 1, 20000);
+    int tried = 0;
+    for (int i = 0; i < 1000 && !tried; i++) {
+        er_submit(x, 1, 1, 0xff);
+        tried = entries_of(er_call(x, 1, 0)) > 0;
+        if (!i) assert_false(tried);
+        er_answer_all(x);
+        er_check_rows(x);
+        rig_clear(&x->r);
+    }
+    assert_true(tried);
+    er_free(x);
+}
+
 static void an_expert_goes_only_where_it_is(void **state)
 {
     (void)state;
@@ -540,6 +585,8 @@ int main(void)
         cmocka_unit_test(rows_come_back_to_their_places),
         cmocka_unit_test(a_layer_is_balanced_over_replicas_and_always_alike),
         cmocka_unit_test(a_faster_worker_gets_more),
+        cmocka_unit_test(small_differences_of_delay_are_noise_and_large_ones_count),
+        cmocka_unit_test(a_worker_that_seemed_slow_is_tried_again),
         cmocka_unit_test(an_expert_goes_only_where_it_is),
         cmocka_unit_test(many_rows_are_cut_to_small_messages_and_bounded_in_flight),
         cmocka_unit_test(a_lost_link_is_made_good_by_the_replica),
