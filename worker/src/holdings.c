@@ -177,13 +177,15 @@ void holdings_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, con
     (void)out;
     CW_ASSERT(exists(w, layer, expert) && *state_of(w, layer, expert) == X_LOADING);
     if (!ok) {
-        bool first = !w->n_failed;
+        bool first = !w->n_failed, news = !w->load_backoff.next_us; /* not at every attempt */
         set_state(w, layer, expert, is_wanted(w, layer, expert) ? X_FAILED : X_NONE);
         snprintf(w->trouble, sizeof w->trouble, "%.400s", text);
-        if (first) worker_say(w, "expert %u of layer %u could not be loaded: %.300s", expert, layer, text);
-        w->load_retry_us = w->now_us + LOAD_RETRY_US;
+        if (first && news)
+            worker_say(w, "expert %u of layer %u could not be loaded: %.300s", expert, layer, text);
+        if (first) w->load_retry_us = w->now_us + cw_backoff_take(&w->load_backoff);
         return;
     }
+    if (!w->n_failed) cw_backoff_reset(&w->load_backoff);
     set_state(w, layer, expert, is_wanted(w, layer, expert) ? X_READY : X_UNLOADING);
 }
 

@@ -38,6 +38,8 @@ cw_status cw_worker_new(const cw_worker_config *c, cw_worker **out, cw_err *err)
         w->c = *c;
         defaults(&w->c);
         w->co.backoff = (cw_backoff){.first_us = 100000, .most_us = 5000000, .random = c->seed};
+        w->load_backoff =
+            (cw_backoff){.first_us = LOAD_RETRY_US, .most_us = LOAD_RETRY_MOST_US, .random = c->seed + 1};
         w->co.enrolled = c->enrolled;
         w->co.heartbeat_us = 2000000;
         w->wanted = cw_calloc((size_t)CW_WIRE_MAX_LAYERS * CW_WIRE_MAX_EXPERTS / 8, 1);
@@ -215,7 +217,7 @@ void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t 
         return;
     }
     worker_say(w, "the model's manifest could not be had yet: %.400s", text);
-    w->model_retry_us = now_us + LOAD_RETRY_US;
+    w->model_retry_us = now_us + cw_backoff_take(&w->load_backoff);
 }
 
 void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,

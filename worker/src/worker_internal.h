@@ -8,9 +8,10 @@
 #define MODULE "worker"
 
 enum {
-    HELLO_US = 2000000, /* first message of a link */
-    LOADS_AT_ONCE = 8,  /* experts asked of the loader ahead */
-    LOAD_RETRY_US = 5000000,
+    HELLO_US = 2000000,     /* first message of a link */
+    LOADS_AT_ONCE = 8,      /* experts asked of the loader ahead */
+    LOAD_RETRY_US = 500000, /* at first; doubles up to */
+    LOAD_RETRY_MOST_US = 10000000,
     HOLDINGS_EVERY_US = 500000, /* while loading */
     DRAIN_US = 2000000,
     LINKS_PER_KEY = 4,
@@ -114,6 +115,7 @@ struct cw_worker {
     size_t scan;
     uint64_t memory_used;
     int64_t load_retry_us, holdings_sent_us;
+    cw_backoff load_backoff; /* of loads and of the manifest */
     bool holdings_dirty;
     uint32_t said_ready;
     char trouble[CW_TEXT_MAX];

@@ -66,6 +66,7 @@ struct home {
        only ever adds. 0: not measured. */
     double delay_us;    /* there and back, without queue and service */
     double us_per_byte; /* service time over cost */
+    double doubt;       /* 1: predictions are taken at their word; falls while it gets nothing, see place.c */
 };
 
 typedef enum { CO_WAITING, CO_OPENING, CO_SAID, CO_ADMITTED, CO_OFF } co_state;

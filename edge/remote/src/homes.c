@@ -37,6 +37,7 @@ static home *add(cw_edge *e, const cw_key *key)
     h->key = *key;
     h->sets = sets;
     h->heartbeat_us = 2000000;
+    h->doubt = 1;
     /* Different workers, different jitter. */
     h->backoff = (cw_backoff){
         .first_us = 50000, .most_us = 3000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};

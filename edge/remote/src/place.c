@@ -36,8 +36,8 @@ static uint64_t expert_cost(const cw_edge *e, uint32_t layer, uint32_t rows)
 /* Microseconds for one byte at this worker: measured, else by the speed it told, else 1 GB/s. */
 static double pace(const home *h)
 {
-    if (h->us_per_byte > 0) return h->us_per_byte;
-    return 1e-3 / (h->speed > 0.01f ? (double)h->speed : 1.0);
+    if (h->us_per_byte > 0) return h->us_per_byte * h->doubt;
+    return 1e-3 / (h->speed > 0.01f ? (double)h->speed : 1.0) * h->doubt;
 }
 
 static int descending(const void *a, const void *b)
@@ -92,7 +92,7 @@ static void assign_experts(cw_edge *e, const piece *p)
     for (size_t i = 0; i < e->n_homes; i++) {
         const home *h = e->homes[i];
         double further = h->delay_us - nearest;
-        e->finish[i] = (further < DELAY_NOISE_US ? 0 : further) + (double)h->load * pace(h);
+        e->finish[i] = (further < DELAY_NOISE_US ? 0 : further * h->doubt) + (double)h->load * pace(h);
     }
     for (uint32_t k = 0; k < n; k++) {
         uint32_t x = UINT32_MAX - (uint32_t)e->x_order[k];
@@ -195,9 +195,7 @@ static void fade(cw_edge *e, const piece *p)
         bool chosen = false;
         for (uint32_t k = 0; k < p->n && !chosen; k++)
             chosen = e->x_home[p->r->entries[p->index[k]].expert] == i;
-        if (chosen || h->state != HOME_UP) continue;
-        h->us_per_byte *= 0.99;
-        h->delay_us *= 0.99;
+        h->doubt = chosen || h->state != HOME_UP ? 1 : h->doubt * 0.99;
     }
 }
 
