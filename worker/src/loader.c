@@ -244,11 +244,13 @@ void loader_free(loader **lp)
     if (!lp || !*lp) return;
     loader *l = *lp;
     if (l->running) {
+        /* Closed first: a thread that is woken out of one job must not begin another, whose items would be those that
+           the store link still has. */
+        cw_queue_close(l->in);
         pthread_mutex_lock(&l->store_lock);
         l->stopping = true;
         if (l->store) store_link_stop(l->store);
         pthread_mutex_unlock(&l->store_lock);
-        cw_queue_close(l->in);
         pthread_join(l->thread, NULL);
     }
     store_link_close(&l->store); /* before the memory its items point to */

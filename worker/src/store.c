@@ -113,6 +113,10 @@ void store_link_close(store_link **sp)
 bool store_link_get(store_link *s, cw_fetch_item *items, size_t n)
 {
     pthread_mutex_lock(&s->lock);
+    if (s->stop) {
+        pthread_mutex_unlock(&s->lock);
+        return false;
+    }
     for (size_t i = n; i-- > 0;) items[i].next = s->fresh, s->fresh = &items[i];
     s->n_waiting = n;
     pthread_mutex_unlock(&s->lock);
