@@ -108,7 +108,10 @@ static difference compare(const cw_coordinator *c, int64_t now_us, cw_expert_bit
             strcmp(w->address, w->published_address) == 0)
             continue;
         if (w->is_published && strcmp(w->address, w->published_address) != 0) return URGENT;
-        if (cw_expert_bits_empty(&w->asked) || !cw_expert_bits_empty(&w->leaving)) return URGENT;
+        /* A load that has ended is news at once. While a placement is still to come, nothing was asked yet, and a
+           worker that goes on loading what an earlier coordinator asked for only makes progress. */
+        bool placed = !c->settle_until && c->replan_us == INT64_MAX;
+        if ((placed && cw_expert_bits_empty(&w->asked)) || !cw_expert_bits_empty(&w->leaving)) return URGENT;
         /* Less than was published: a home that is named and not there costs every edge a round trip. */
         cw_expert_bits_copy(tmp, &w->published);
         cw_expert_bits_andnot(tmp, &w->held);
