@@ -234,7 +234,8 @@ void epochs_saw(cw_coordinator *c, uint64_t term, uint64_t number, const char *w
 {
     uint64_t newest_term = c->epoch ? c->epoch_term : 0, newest = c->epoch ? c->number : 0;
     if (term < newest_term || (term == newest_term && number <= newest)) return;
-    if (term >= (uint64_t)1 << 62) {
+    /* Far below what a saved term may be: our own starts count on from here. */
+    if (term >= (uint64_t)1 << 61) {
         CW_LOG_E("coordinator", "worker \"%s\" reports an impossible term %llu, ignored", who,
                  (unsigned long long)term);
         return;

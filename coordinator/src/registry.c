@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "coordinator_internal.h"
+#include "cw/log.h"
 #include "cw/mem.h"
 
 struct shared_bytes {
@@ -227,15 +228,32 @@ void cw_coordinator_rows_clear(cw_coordinator *c)
     c->n_rows = 0;
 }
 
+/* Whoever got hold of an edge token may have enrolled any number of keys before it was revoked. A list that
+ * does not fit a header would keep every worker out, so the keys admitted last stay in it: the tickets of
+ * the others are the first to run out. */
+enum { REVOKED_MAX = CW_HEADER_MAX / 4 / CW_KEY_BYTES };
+
 uint8_t *revoked_edges(const cw_coordinator *c, size_t *len)
 {
-    size_t n = 0;
+    size_t n = 0, skip = 0;
     for (size_t i = 0; i < c->n_members; i++) n += c->members[i]->row.revoked && !c->members[i]->worker;
+    if (n > REVOKED_MAX) {
+        skip = n - REVOKED_MAX;
+        CW_LOG_W("coordinator",
+                 "%zu edges are revoked, workers are told of the last %d: tickets of the others "
+                 "end within the hour",
+                 n, REVOKED_MAX);
+        n = REVOKED_MAX;
+    }
     uint8_t *list = n ? cw_calloc(n, CW_KEY_BYTES) : NULL;
     *len = 0;
     for (size_t i = 0; list && i < c->n_members; i++) {
         const member *m = c->members[i];
         if (!m->row.revoked || m->worker) continue;
+        if (skip) {
+            skip--;
+            continue;
+        }
         memcpy(list + *len, m->row.key.b, CW_KEY_BYTES);
         *len += CW_KEY_BYTES;
     }

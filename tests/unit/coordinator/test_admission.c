@@ -224,6 +224,37 @@ static void revoking_a_token_revokes_all_it_admitted(void **state)
     rig_close(&r);
 }
 
+/* A leaked token without a limit of uses may have admitted more keys than a Welcome holds. */
+static void any_number_of_revoked_edges_keeps_no_worker_out(void **state)
+{
+    (void)state;
+    enum { N = 9000, MOST = CW_HEADER_MAX / 4 + CW_HELLO_MAX };
+    rig r;
+    rig_open(&r);
+    cw_coordinator_free(&r.c);
+    cw_key_row *keys = cw_calloc(N, sizeof *keys);
+    assert_non_null(keys);
+    for (uint32_t i = 0; i < N; i++) {
+        keys[i] = (cw_key_row){.role = EDGE, .token_id = 1, .revoked = true};
+        memcpy(keys[i].key.b, &i, sizeof i);
+    }
+    cw_coordinator_state s = {.keys = keys, .n_keys = N, .term = 1};
+    assert_int_equal(cw_coordinator_new(&r.cfg, &s, r.now_us, &r.c, NULL), CW_OK);
+    cw_coordinator_rows_clear(r.c);
+    uint8_t token[CW_TOKEN_BYTES];
+    rig_token(&r, WORKER, 8, 3600000, 0, 5, token);
+    rig_worker w = {0};
+    rig_worker_join(&r, &w, 1, "w", RIG_MODEL_BYTES, token);
+    cw_msg *m = rig_sent(&r, w.link, BODY(WELCOME));
+    assert_true(cw_msg_header_bytes(m->env) <= MOST);
+    /* The last of them is among those that are told. */
+    ProtobufCBinaryData list = m->env->welcome->revoked;
+    assert_true(list.len >= CW_KEY_BYTES);
+    assert_memory_equal(list.data + list.len - CW_KEY_BYTES, keys[N - 1].key.b, CW_KEY_BYTES);
+    cw_free(keys);
+    rig_close(&r);
+}
+
 static void a_revoked_worker_leaves_the_epoch_at_once(void **state)
 {
     (void)state;
@@ -387,6 +418,7 @@ int main(void)
         cmocka_unit_test(tokens_have_uses_and_a_lifetime),
         cmocka_unit_test(bad_tokens_are_not_made),
         cmocka_unit_test(revoking_a_token_revokes_all_it_admitted),
+        cmocka_unit_test(any_number_of_revoked_edges_keeps_no_worker_out),
         cmocka_unit_test(a_revoked_worker_leaves_the_epoch_at_once),
         cmocka_unit_test(welcome_carries_what_the_role_needs),
         cmocka_unit_test(a_newer_link_of_a_key_takes_the_place),

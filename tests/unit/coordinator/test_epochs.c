@@ -355,6 +355,18 @@ static void higher_epochs_seen_by_workers_raise_the_term(void **state)
     in.h.name = (char *)"c";
     rig_say(&c.r, rig_link(&c.r, &k), &k, &in);
     assert_int_equal(c.r.disk.term, 41);
+
+    /* Nor bring them where the next start would refuse its own saved state. */
+    for (int bit = 59; bit < 64; bit++) {
+        k = rig_key(11 + bit);
+        in.h.name = (char *)"";
+        in.h.epoch_term = ((uint64_t)1 << bit) - 1;
+        cw_link link = rig_link(&c.r, &k);
+        rig_say(&c.r, link, &k, &in);
+        assert_non_null(rig_sent(&c.r, link, BODY(WELCOME)));
+        rig_restart(&c.r);
+    }
+    assert_true(c.r.disk.term >= (uint64_t)1 << 60); /* what could be true was taken */
     rig_close(&c.r);
 }
 
