@@ -35,6 +35,14 @@ static void begin_connection(cw_net *n, net_link *l, const char *address, const 
         net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));
 }
 
+/* Peers that came in are not counted: a flood, or merely many of them, must not keep us from our own. */
+static uint32_t n_outgoing(const cw_net *n)
+{
+    uint32_t k = 0;
+    for (size_t i = 0; i < n->n_links; i++) k += !n->links[i]->from && n->links[i]->state != NET_DEAD;
+    return k;
+}
+
 void net_dealer_open(cw_net *n, const cw_action *act)
 {
     cw_address a;
@@ -49,7 +57,7 @@ void net_dealer_open(cw_net *n, const cw_action *act)
     cw_gate_outgoing(&l->gate, n->cfg.self);
     if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK)
         net_link_fail(n, l, "%.120s", err.text);
-    else if (n->n_live > n->cfg.max_peers)
+    else if (n_outgoing(n) > n->cfg.max_peers)
         net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
     else if (a.numeric)
         begin_connection(n, l, act->text, &a);

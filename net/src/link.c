@@ -221,14 +221,17 @@ void net_link_message(cw_net *n, net_link *l, net_parts *p)
 {
     cw_err err = {0};
     cw_msg *m = NULL;
-    if (l->state != NET_UP || l->failing) {
+    bool heard = l->state == NET_UP && !l->failing;
+    /* What an admitted peer still sends while its link closes is read to nowhere, and is not hoarding. */
+    if (l->conn && (heard || l->gate.state == CW_GATE_ADMITTED))
+        net_watch_delivered(l->conn, p->wire_bytes, n->now_us);
+    if (!heard) {
         net_parts_free(p);
         return;
     }
     l->stats.bytes_in += p->bytes;
     l->stats.messages_in++;
     NET_COUNT(n, bytes_in, p->bytes);
-    if (l->conn) net_watch_delivered(l->conn, p->wire_bytes, n->now_us);
     if (p->no_memory) {
         net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to receive a message");
     } else if (p->n_parts == 0 || p->n_parts > 1 + CW_MSG_MAX_FRAMES) {

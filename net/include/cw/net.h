@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     cw_side self;
     const cw_keys *keys;   /* borrowed as long as the net lives */
-    uint32_t max_peers;    /* links at once, in and out [64]; sizes MAX_SOCKETS and asks for descriptors */
+    uint32_t max_peers;    /* links at once [64], as many opened ones again; sizes MAX_SOCKETS and descriptors */
     uint32_t io_threads;   /* [1] */
     uint32_t heartbeat_ms; /* [2000]; a link without traffic for three of them is down */
     uint32_t connect_rate; /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */

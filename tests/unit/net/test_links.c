@@ -94,6 +94,24 @@ static void a_wrong_server_key_is_said_so(void **state)
     assert_int_equal(server.n_events, 0);
 }
 
+/* A worker with as many edges as it takes must still find back to its coordinator. */
+static void a_full_house_can_still_go_out(void **state)
+{
+    (void)state;
+    static party other;
+    party_init(&other, CW_SIDE_WORKER);
+    snprintf(other.address, sizeof other.address, "tcp://127.0.0.1:0");
+    server.cfg.max_peers = 1;
+    start_both();
+    party_start(&other);
+    cw_link in = party_join(&client, &server);
+    cw_link out = party_connect(&server, other.address, cw_keys_public(other.keys));
+    party_wait(&server, NULL, CW_EV_LINK_UP, out, 0);
+    party_check_echo(&client, in, 1);
+    party_free(&other);
+    stop_both();
+}
+
 static void what_cannot_be_reached_is_down_soon(void **state)
 {
     (void)state;
@@ -323,6 +341,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(messages_come_back_in_order_and_whole),
         T(a_wrong_server_key_is_said_so),
+        T(a_full_house_can_still_go_out),
         T(what_cannot_be_reached_is_down_soon),
         T(a_host_name_is_looked_up),
         T(a_refusal_in_words_arrives_before_the_end),
