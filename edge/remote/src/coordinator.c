@@ -67,6 +67,7 @@ bool control_take_ticket(cw_edge *e, const void *data, size_t len)
     e->ticket_end_ms = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;
     int64_t left_ms = e->ticket_end_ms - edge_cluster_ms(e);
     e->co.renew_us = e->now_us + (left_ms > 0 && left_ms < (int64_t)1 << 40 ? left_ms * 500 : RENEW_AGAIN_US);
+    links_new_ticket(e);
     edge_act(e, CW_EDGE_SAVE);
     return true;
 }

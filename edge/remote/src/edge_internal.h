@@ -47,7 +47,8 @@ struct home {
     cw_key key;
     float speed;
     bool in_epoch, stopping;
-    uint8_t *sets; /* [n_layers, set_bytes] bits */
+    bool ticket_refused; /* waits, and a ticket other than the one it was shown ends the wait */
+    uint8_t *sets;       /* [n_layers, set_bytes] bits */
 
     home_state state;
     cw_link link;
@@ -151,6 +152,7 @@ void links_tick(cw_edge *e, cw_outbox *out);
 void links_close(cw_edge *e, home *h, const char *why, int64_t retry_us,
                  cw_outbox *out); /* its calls go elsewhere */
 void links_bye(cw_edge *e, cw_outbox *out);
+void links_new_ticket(cw_edge *e); /* who refused the old one is asked again soon */
 
 /* links.c: a measurement into a prediction. */
 void link_learn(double *value, double sample);

@@ -57,6 +57,12 @@ static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *tic
 {
     cw_mainland *m = ((land_experts *)self)->m;
     take_back(m);
+    /* Nobody empties the queue any more, and it holds only as many as there are slots. */
+    pthread_mutex_lock(&m->lock);
+    bool ended = m->ended;
+    cw_err why = m->end_err;
+    pthread_mutex_unlock(&m->lock);
+    if (ended) return CW_FAIL(err, why.code, "%s", why.text);
     int i = 0;
     while (i < m->n_slots && m->slots[i].in_use) i++;
     if (i == m->n_slots) return CW_FAIL(err, CW_STATUS_LIMIT, "%d layers are under way already", m->n_slots);

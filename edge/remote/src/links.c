@@ -20,7 +20,7 @@ static void open_link(cw_edge *e, home *h, cw_outbox *out)
     h->link = edge_new_link(e);
     h->state = HOME_OPENING;
     h->opened_us = h->heard_us = e->now_us;
-    h->stopping = false;
+    h->stopping = h->ticket_refused = false;
     cw_open(out, h->link, h->address, &h->key);
 }
 
@@ -85,10 +85,28 @@ static void refusal(cw_edge *e, home *h, const Cw__Pb__Refusal *r, cw_outbox *ou
 {
     char why[160];
     snprintf(why, sizeof why, "it refused: %.140s", r->text);
-    if (r->code == CW__PB__REFUSAL_CODE__REFUSAL_TICKET) control_renew(e, out);
     int64_t pause = cw_backoff_take(&h->backoff),
             asked = r->retry_after_ms ? (int64_t)r->retry_after_ms * 1000 : REFUSED_RETRY_US;
+    if (r->code == CW__PB__REFUSAL_CODE__REFUSAL_TICKET) {
+        /* A start with a stored ticket that has run out: the Welcome with the new one may be here already. */
+        if (h->ticket_end_ms != e->ticket_end_ms)
+            asked = 0;
+        else
+            control_renew(e, out);
+        h->ticket_refused = true;
+    }
     links_close(e, h, why, pause > asked ? pause : asked, out);
+}
+
+void links_new_ticket(cw_edge *e)
+{
+    for (size_t i = 0; i < e->n_homes; i++) {
+        home *h = e->homes[i];
+        if (h->state != HOME_WAITING || !h->ticket_refused) continue;
+        h->ticket_refused = false;
+        /* The pauses grow until somebody lets us in: no quarrel over tickets at the speed of the link. */
+        h->retry_us = e->now_us + cw_backoff_take(&h->backoff);
+    }
 }
 
 static void pong(cw_edge *e, home *h, const Cw__Pb__Ping *p, cw_outbox *out)

@@ -558,6 +558,64 @@ static void refusals_of_workers_are_kept_for_the_user(void **state)
     er_free(x);
 }
 
+static void refuse_ticket(edge_rig *x, int w)
+{
+    Cw__Pb__Refusal m = CW__PB__REFUSAL__INIT;
+    m.code = CW__PB__REFUSAL_CODE__REFUSAL_TICKET, m.text = (char *)"the ticket has run out";
+    ENV(env, REFUSAL, refusal, &m);
+    rig_message(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w], &env, NULL, 0);
+    rig_clear(&x->r);
+}
+
+/* Ticks until the edge opens a link to a worker again, at most `us`. */
+static bool comes_back_within(edge_rig *x, int w, int64_t us)
+{
+    for (int64_t t = 0; t < us; t += 50000) {
+        rig_tick(&x->r, 50000);
+        cw_action *a;
+        for (int k = 0; (a = rig_action(&x->r, CW_ACT_OPEN, 0, 0, k)); k++)
+            if (cw_key_equal(&a->key, &x->worker[w])) {
+                x->link[w] = a->link;
+                rig_up(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w]);
+                return true;
+            }
+    }
+    return false;
+}
+
+/* An edge that starts after hours shows workers its stored ticket before the coordinator has given it a new
+ * one. */
+static void a_new_ticket_ends_the_wait_for_who_refused_the_old_one(void **state)
+{
+    (void)state;
+    edge_rig *x = er_boot(1, NULL);
+    rig_down(&x->r, x->link[0], "gone");
+    rig_clear(&x->r);
+    assert_true(comes_back_within(x, 0, 1000000));
+    refuse_ticket(x, 0);
+    assert_false(comes_back_within(x, 0, 3000000)); /* with the same ticket it would be the same again */
+    x->ticket_ms += 1000;
+    er_welcome(x, 1, 2);
+    assert_true(comes_back_within(x, 0, 1000000));
+
+    /* The new ticket is there before the refusal of the old one. */
+    x->ticket_ms += 1000;
+    er_welcome(x, 1, 3);
+    refuse_ticket(x, 0);
+    assert_true(comes_back_within(x, 0, 1000000));
+
+    /* A worker that likes no ticket is not asked at the speed of the link. */
+    int n = 0;
+    for (int i = 0; i < 200; i++) {
+        x->ticket_ms += 1000;
+        refuse_ticket(x, 0);
+        er_welcome(x, 1, (uint64_t)(4 + i));
+        n += comes_back_within(x, 0, 50000);
+    }
+    assert_true(n < 20);
+    er_free(x);
+}
+
 static void stopping_ends_open_requests_and_says_bye(void **state)
 {
     (void)state;
@@ -599,6 +657,7 @@ int main(void)
         cmocka_unit_test(a_call_nobody_answers_is_sent_again_and_the_deadline_holds),
         cmocka_unit_test(a_worker_leaves_the_epoch_after_its_last_answer),
         cmocka_unit_test(refusals_of_workers_are_kept_for_the_user),
+        cmocka_unit_test(a_new_ticket_ends_the_wait_for_who_refused_the_old_one),
         cmocka_unit_test(stopping_ends_open_requests_and_says_bye),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
