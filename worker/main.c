@@ -38,7 +38,8 @@ static const cw_option rows[] = {
      "instruction set: scalar, avx2, avx512 or neon; without it the best of this machine (results are the "
      "same)"},
     {"fault-zap", 0, CW_OPT_INT, AT(fault_zap), "MS", NULL, 0, 3600000, "0", NULL, "Faults on purpose", 0,
-     "for tests: the thread that lets peers in ends after MS milliseconds, upon which the worker must stop; 0: "
+     "for tests: the thread that lets peers in ends after MS milliseconds, upon which the worker must stop; "
+     "0: "
      "never"},
     {0},
 };
@@ -93,5 +94,7 @@ int main(int argc, char **argv)
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);
     if (s == CW_OK) s = cw_worker_run(&wo, &err);
+    /* Told to stop while it was still hashing the model: that is a clean stop too. */
+    if (s == CW_STATUS_CANCELLED && cw_signal_stopped()) return 0;
     return s == CW_OK ? 0 : cw_program_fail(&program, &err);
 }
