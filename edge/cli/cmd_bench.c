@@ -131,9 +131,9 @@ static cw_status bench_types(cli_bench_run *b, products *p, cw_pool *pool, cw_be
     for (size_t i = 0; (t = cw_type_at(i)); i++) {
         cw_bench_matrix *x = NULL;
         cli_bench_say(b, "%s, %d threads", t->name, cw_pool_threads(pool));
-        /* A part of what measures memory, and still more than a cache. */
+        /* Half of what measures memory: still more than most last-level caches. */
         CW_TRY(
-            cw_bench_matrix_new(t->type, MATRIX_K, (size_t)b->o->memory_size / 8, MANY_ROWS, pool, &x, err));
+            cw_bench_matrix_new(t->type, MATRIX_K, (size_t)b->o->memory_size / 2, MANY_ROWS, pool, &x, err));
         cw_status s = product_rounds(p, x, pool, memory, err);
         if (s == CW_OK) report_products(b, p, t->name, cw_pool_threads(pool));
         cw_bench_matrix_free(&x);

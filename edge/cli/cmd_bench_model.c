@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_MS = 30000, TUNE_ROUNDS = 2, WIRE_CALLS = 400 };
+enum { WAIT_MS = 30000, TUNE_ROUNDS = 2, WIRE_CALLS = 400, ALL_LOGITS_PASSES = 4 };
 
 /* --- the loaded model --- */
 
@@ -71,7 +71,7 @@ fail:
 
 /* --- prefill and decode --- */
 
-/* Prompts, then batches, then what batches of several are held against; at most n_prefill + 2 n_batch. */
+/* Prompts, then batches, each beside what it is held against; at most n_prefill + 2 n_batch. */
 static int plan(const cli_bench_run *b, cw_bench_case *cases)
 {
     int n = 0, depth = (int)b->o->depth, steps = (int)b->o->generate;
@@ -79,15 +79,14 @@ static int plan(const cli_bench_run *b, cw_bench_case *cases)
         if (b->prefill[i] > 0)
             cases[n++] = (cw_bench_case){
                 .kind = CW_BENCH_PREFILL, .tokens = b->prefill[i], .batch = 1, .depth = depth};
-    for (size_t i = 0; i < b->n_batch && steps > 0; i++)
-        cases[n++] =
-            (cw_bench_case){.kind = CW_BENCH_DECODE, .tokens = steps, .batch = b->batch[i], .depth = depth};
-    for (size_t i = 0; i < b->n_batch && steps > 0; i++)
-        if (b->batch[i] > 1)
-            cases[n++] = (cw_bench_case){.kind = CW_BENCH_ALL_LOGITS,
-                                         .tokens = steps < 4 ? steps : 4,
-                                         .batch = b->batch[i],
-                                         .depth = depth};
+    for (size_t i = 0; i < b->n_batch && steps > 0; i++) {
+        cw_bench_case c = {.kind = CW_BENCH_DECODE, .tokens = steps, .batch = b->batch[i], .depth = depth};
+        cases[n++] = c;
+        if (c.batch == 1) continue;
+        c.kind = CW_BENCH_ALL_LOGITS;
+        c.tokens = steps < ALL_LOGITS_PASSES ? steps : ALL_LOGITS_PASSES;
+        cases[n++] = c;
+    }
     return n;
 }
 

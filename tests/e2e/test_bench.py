@@ -2,10 +2,11 @@
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import unittest
 
-from cluster import BIN, PATIENCE, STUDENT, TEACHER, Cluster
+from cluster import BIN, PATIENCE, ROOT, STUDENT, TEACHER, Cluster
 
 STATE = tempfile.TemporaryDirectory(prefix="causeway-bench-")
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("CAUSEWAY_")}
@@ -111,6 +112,39 @@ class Local(unittest.TestCase):
         r = bench("-p", "100", "-n", "0", "-t", "1", "--ctx", "64", *SMALL)
         self.assertEqual(r.returncode, 1)
         self.assertIn("do not fit", r.stderr)
+
+
+class Pairs(unittest.TestCase):
+    """tests/bench/pairs.py, which holds two programs against each other."""
+
+    def pairs(self, *args):
+        return subprocess.run([sys.executable, "-B", str(ROOT / "tests/bench/pairs.py"), *map(str, args)], capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL, env=ENV, timeout=120 * PATIENCE)
+
+    def test_ratios_of_what_both_measure(self):
+        a = f"{BIN}/causeway bench --json -q -r 1 -p 8,12 -n 2 -t 1 --memory-size 16M"
+        b = f"{BIN}/causeway bench --json -q -r 1 -p 12 -n 2 -t 1,2 --memory-size 16M"
+        rows = objects(self.pairs("--pairs", 2, "--json", a, b))
+        self.assertEqual([(r["test"], r["threads"], r["pairs"]) for r in rows], [("prefill 12", 1, 2), ("decode, batch 1", 1, 2)])
+        for r in rows:
+            self.assertLessEqual(r["q1"], r["a_over_b"])
+            self.assertLessEqual(r["a_over_b"], r["q3"])
+
+    def test_the_other_program_may_be_llama_bench(self):
+        with tempfile.TemporaryDirectory() as d:
+            lines = [{"n_prompt": 12, "n_gen": 0, "n_threads": 1, "avg_ts": 10.0}, {"n_prompt": 0, "n_gen": 2, "n_threads": 1, "avg_ts": 4.0}]
+            array, rows = f"{d}/array.json", f"{d}/rows.jsonl"
+            with open(array, "w") as f:
+                json.dump([dict(o, avg_ts=2 * o["avg_ts"]) for o in lines], f, indent=1)
+            with open(rows, "w") as f:
+                f.write("a line of log\n" + "\n".join(map(json.dumps, lines)))
+            out = objects(self.pairs("--pairs", 1, "--json", f"cat {array}", f"cat {rows}"))
+            self.assertEqual([(r["test"], r["a"], r["b"], r["a_over_b"]) for r in out], [("prefill 12", 20, 10, 2), ("decode, batch 1", 8, 4, 2)])
+
+    def test_nothing_in_common_is_said(self):
+        r = self.pairs("--pairs", 1, "echo no", "echo no")
+        self.assertEqual(r.returncode, 1)
+        self.assertIn("nothing that is understood", r.stderr)
 
 
 class WithACluster(unittest.TestCase):

@@ -1,10 +1,14 @@
 /* Products of cw/bench_kernels.h. */
 #include "cw/bench_kernels.h"
+#include "cw/block.h"
 #include "cw/bytes.h"
 #include "cw/clock.h"
 #include "cw/mem.h"
 
 #include <stdatomic.h>
+
+/* Weights and rows of one step, about as many as a task of a forward pass has. */
+enum { STEP_BYTES = 256 << 10 };
 
 struct cw_bench_matrix {
     cw_weight w;
@@ -14,7 +18,9 @@ struct cw_bench_matrix {
     void *a8_mem;
     cw_a8 a8;
     float *x; /* [max_m, k] */
-    float *y; /* [max_m, n] */
+    float *y; /* [n_tasks, y_floats]: results of one step, written over and over as a layer's are */
+    int n_tasks;
+    size_t y_floats;
 };
 
 static uint32_t next(uint64_t *s)
@@ -23,19 +29,37 @@ static uint32_t next(uint64_t *s)
     return (uint32_t)(*s >> 32);
 }
 
+/* Scales of a byte are exponents: among all of them most would make products subnormal, which is slow and
+ * happens in no model. */
+static void tame_exponents(const cw_format *f, int32_t block_bytes, uint8_t *rows, size_t bytes)
+{
+    for (uint8_t *at = rows; at < rows + bytes; at += block_bytes) {
+        cw_block b;
+        f->split(at, &b);
+        b.d = 116 + b.d % 8;
+        f->join(&b, at);
+    }
+}
+
 /* Bytes of file rows. In block types any bytes stand for something, and without bit 6 no f16 scale can be
  * infinite, whichever byte of the block it lies in; plain floats are made of a fixed exponent. */
-static void fill_rows(uint32_t type, uint8_t *dst, size_t bytes, uint64_t *seed)
+static void fill_rows(const cw_type_info *t, uint8_t *dst, size_t bytes, uint64_t *seed)
 {
-    if (type == CW_TYPE_F32) {
+    const cw_format *f = cw_format_get(t->type);
+    switch (t->type) {
+    case CW_TYPE_F32:
         for (size_t i = 0; i < bytes; i += 4) cw_store_u32(dst + i, 0x3d000000 | next(seed) >> 9);
         return;
+    case CW_TYPE_F16:
+        for (size_t i = 0; i < bytes; i += 2) cw_store_u16(dst + i, (uint16_t)(0x2800 | next(seed) >> 22));
+        return;
+    case CW_TYPE_BF16:
+        for (size_t i = 0; i < bytes; i += 2) cw_store_u16(dst + i, (uint16_t)(0x3d00 | next(seed) >> 25));
+        return;
+    default:
+        for (size_t i = 0; i < bytes; i++) dst[i] = (uint8_t)(next(seed) >> 24) & 0xbf;
+        if (f && f->d_form == CW_D_E8M0) tame_exponents(f, t->block_bytes, dst, bytes);
     }
-    bool plain = type == CW_TYPE_F16 || type == CW_TYPE_BF16;
-    for (size_t i = 0; plain && i < bytes; i += 2)
-        cw_store_u16(dst + i,
-                     (uint16_t)(type == CW_TYPE_F16 ? 0x2800 | next(seed) >> 22 : 0x3d00 | next(seed) >> 25));
-    for (size_t i = 0; !plain && i < bytes; i++) dst[i] = (uint8_t)(next(seed) >> 24) & 0xbf;
 }
 
 /* --- packing, by all threads --- */
@@ -57,7 +81,7 @@ static void pack_task(void *ctx, int task, int thread)
     uint8_t *rows = cw_calloc(CW_PANEL_ROWS, p->row_bytes);
     bool ok = rows != NULL;
     for (int64_t r = 0; ok && r < n; r += CW_PANEL_ROWS) {
-        fill_rows(p->w->info->type, rows, CW_PANEL_ROWS * p->row_bytes, &seed);
+        fill_rows(p->w->info, rows, CW_PANEL_ROWS * p->row_bytes, &seed);
         ok = cw_weight_pack(p->w, from + r, CW_PANEL_ROWS, rows, NULL) == CW_OK;
     }
     cw_free(rows);
@@ -88,8 +112,9 @@ static cw_status make_rows(cw_bench_matrix *x, int32_t max_m, cw_err *err)
 {
     int64_t k = x->w.k;
     size_t a8_bytes = 0, floats = 0, outs = 0;
+    x->y_floats = CW_PANEL_ROWS * (STEP_BYTES / x->w.panel_bytes + (size_t)max_m);
     bool ok = cw_mul_size((size_t)max_m, (size_t)k, &floats) &&
-              cw_mul_size((size_t)max_m, (size_t)x->w.n, &outs) &&
+              cw_mul_size((size_t)x->n_tasks, x->y_floats, &outs) &&
               (k % 32 != 0 || cw_a8_bytes(max_m, k, &a8_bytes));
     x->max_m = max_m;
     if (ok) {
@@ -114,6 +139,7 @@ cw_status cw_bench_matrix_new(uint32_t type, int64_t k, size_t bytes, int32_t ma
     CW_ASSERT(max_m >= 1);
     cw_bench_matrix *x = cw_calloc(1, sizeof *x);
     if (!x) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    x->n_tasks = cw_pool_threads(pool);
     cw_status s = make_weight(x, type, k, bytes, pool, err);
     if (s == CW_OK) s = make_rows(x, max_m, err);
     if (s != CW_OK) {
@@ -139,24 +165,38 @@ void cw_bench_matrix_free(cw_bench_matrix **matrix)
 /* --- running: each task walks round its own share of the panels until time is up --- */
 
 typedef struct {
+    const cw_bench_matrix *x;
     const cw_kernels *kn;
-    const cw_mm *mm;
-    int n_tasks;
+    int32_t m;
     int64_t panels_per_step;
     uint64_t ns;
     atomic_int_least64_t panels; /* done */
 } running;
 
+/* Panels [from, to) as a matrix of their own. */
+static void step(const running *r, int task, int64_t from, int64_t to)
+{
+    const cw_bench_matrix *x = r->x;
+    cw_weight w = x->w;
+    w.n = (to - from) * CW_PANEL_ROWS;
+    w.data += (size_t)from * w.panel_bytes;
+    w.bytes = (size_t)(to - from) * w.panel_bytes;
+    cw_mm mm = {
+        .w = &w, .m = r->m, .f32 = x->x, .ldx = w.k, .y = x->y + (size_t)task * x->y_floats, .ldy = w.n};
+    if (w.info->quantised) mm.a8 = &x->a8;
+    r->kn->matmul(&mm, 0, to - from, 0, r->m);
+}
+
 static void run_task(void *ctx, int task, int thread)
 {
     (void)thread;
     running *r = ctx;
-    int64_t all = cw_weight_panels(r->mm->w);
-    int64_t from = all * task / r->n_tasks, to = all * (task + 1) / r->n_tasks, at = from, done = 0;
+    int64_t all = cw_weight_panels(&r->x->w), n = r->x->n_tasks;
+    int64_t from = all * task / n, to = all * (task + 1) / n, at = from, done = 0;
     uint64_t start = cw_mono_ns();
     while (from < to && (done == 0 || cw_mono_ns() - start < r->ns)) {
         int64_t end = at + r->panels_per_step < to ? at + r->panels_per_step : to;
-        r->kn->matmul(r->mm, at, end, 0, r->mm->m);
+        step(r, task, at, end);
         done += end - at;
         at = end < to ? end : from;
     }
@@ -166,15 +206,13 @@ static void run_task(void *ctx, int task, int thread)
 cw_bench_mm_speed cw_bench_matrix_run(cw_bench_matrix *x, const cw_kernels *kn, cw_pool *pool, int32_t m,
                                       int ms)
 {
-    enum { STEP_BYTES = 256 << 10 }; /* as large as a task of a forward pass */
-    CW_ASSERT(m >= 1 && m <= x->max_m);
-    cw_mm mm = {.w = &x->w, .m = m, .y = x->y, .ldy = x->w.n, .f32 = x->x, .ldx = x->w.k};
-    if (x->w.info->quantised) mm.a8 = &x->a8;
-    running r = {.kn = kn, .mm = &mm, .n_tasks = cw_pool_threads(pool), .ns = (uint64_t)ms * 1000000};
+    CW_ASSERT(m >= 1 && m <= x->max_m && cw_pool_threads(pool) == x->n_tasks);
+    running r = {.x = x, .kn = kn, .m = m, .ns = (uint64_t)ms * 1000000};
     r.panels_per_step = STEP_BYTES / ((int64_t)x->w.panel_bytes * m) + 1;
+    CW_ASSERT((size_t)(r.panels_per_step * CW_PANEL_ROWS * m) <= x->y_floats);
     atomic_init(&r.panels, 0);
     uint64_t start = cw_mono_ns();
-    cw_pool_run(pool, run_task, &r, r.n_tasks);
+    cw_pool_run(pool, run_task, &r, x->n_tasks);
     double ns = (double)(cw_mono_ns() - start + 1), panels = (double)atomic_load(&r.panels);
     return (cw_bench_mm_speed){
         .gb_s = panels * (double)x->w.panel_bytes / ns,

@@ -17,7 +17,8 @@ typedef struct {
 typedef struct cw_bench_matrix cw_bench_matrix;
 
 /* About `bytes` of weights of one type with k inputs, filled with valid random values. UNSUPPORTED, INVALID
- * (k is no multiple of the type's block), NO_MEMORY. `pool` fills it. */
+ * (k is no multiple of the type's block), NO_MEMORY. `pool` fills it, and
+ * has the threads that run it later. */
 CW_MUST_USE cw_status cw_bench_matrix_new(uint32_t type, int64_t k, size_t bytes, int32_t max_m,
                                           cw_pool *pool, cw_bench_matrix **out, cw_err *err);
 void cw_bench_matrix_free(cw_bench_matrix **x);
