@@ -185,16 +185,14 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
     size_t in = cw_msg_total_bytes(ev->msg), bytes = in + reply_bytes(w, &v);
     uint32_t absent = first_absent(w, &v);
     if (w->stopping) {
-        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_STOPPING, 0, 0, 0, "this worker is stopping",
-                   out);
+        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_STOPPING, 0, 0, 0, "this worker is stopping", out);
     } else if (absent < v.n_entries) {
         char text[96];
         uint32_t e = cw_entry_get(v.entries, absent).expert;
         snprintf(text, sizeof text, "expert %u of layer %u is not here", e, v.layer);
-        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_NOT_HERE, v.layer, e, 0, text, out);
+        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_NOT_HERE, v.layer, e, 0, text, out);
     } else if (!has_room(w, p, &v, bytes) || !call_new(w, p, &v, ev->msg, bytes)) {
-        reply_fail(w, p->link, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "the queue is full",
-                   out);
+        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "the queue is full", out);
     } else {
         ev->msg = NULL; /* kept */
         w->bytes_in += in;
@@ -219,7 +217,7 @@ void calls_drop_peer(cw_worker *w, peer *p)
 static void fail(cw_worker *w, call *c, Cw__Pb__FailCode code, uint32_t expert, const char *text,
                  cw_outbox *out)
 {
-    reply_fail(w, c->peer->link, c->v.id, code, c->v.layer, expert, 0, text, out);
+    reply_fail(w, c->peer, c->v.id, code, c->v.layer, expert, 0, text, out);
     call_unlink(w, c);
 }
 

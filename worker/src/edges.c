@@ -139,6 +139,17 @@ static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hell
     return CW__PB__REFUSAL_CODE__REFUSAL_NONE;
 }
 
+cw_frame edges_epoch_for(const cw_worker *w, peer *p)
+{
+    if (!w->epoch_len || (p->told_term == w->epoch_term && p->told_number == w->epoch_number))
+        return (cw_frame){0};
+    cw_frame f = cw_frame_copy(w->epoch, w->epoch_len);
+    if (!f.data) return (cw_frame){0};
+    p->told_term = w->epoch_term;
+    p->told_number = w->epoch_number;
+    return f;
+}
+
 static void hello(cw_worker *w, peer *p, const Cw__Pb__Hello *h, cw_outbox *out)
 {
     char text[256];
@@ -157,15 +168,10 @@ static void hello(cw_worker *w, peer *p, const Cw__Pb__Hello *h, cw_outbox *out)
     m.heartbeat_ms = (uint32_t)(w->co.heartbeat_us / 1000);
     m.wall_ms = (uint64_t)worker_cluster_ms(w);
     env.body_case = CW__PB__ENVELOPE__BODY_WELCOME, env.welcome = &m;
-    cw_frame epoch = {0};
-    uint32_t n_frames = 0;
-    if (w->epoch_len) {
-        epoch = cw_frame_copy(w->epoch, w->epoch_len);
-        n_frames = epoch.data != NULL;
-    }
+    cw_frame epoch = edges_epoch_for(w, p);
     p->admitted = true;
     cw_admit(out, p->link);
-    cw_send(out, p->link, &env, &epoch, n_frames);
+    cw_send(out, p->link, &env, &epoch, epoch.data != NULL);
 }
 
 static void bye(peer *p, const char *text, cw_outbox *out)
@@ -222,8 +228,9 @@ void edges_tick(cw_worker *w, cw_outbox *out)
         if (!p->admitted && w->now_us - p->since_us > HELLO_US) {
             cw_close(out, p->link, "no hello in time");
             drop(w, p);
-        } else if (p->admitted && !p->n_calls && !in_time(w, p->not_after_ms)) {
-            /* Not in the middle of a call; the edge comes back with its new ticket. */
+        } else if (p->admitted && !in_time(w, p->not_after_ms + (p->n_calls ? TICKET_OVERTIME_MS : 0))) {
+            /* Not in the middle of a call, unless there is no end of them; the edge comes back with its new
+             * ticket. */
             bye(p, "your ticket has run out, come back with a new one", out);
             drop(w, p);
         }

@@ -5,8 +5,8 @@
 #include "cw/mem.h"
 #include "worker_internal.h"
 
-void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer,
-                uint32_t expert, uint32_t retry_ms, const char *text, cw_outbox *out)
+void reply_fail(cw_worker *w, peer *p, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
+                uint32_t retry_ms, const char *text, cw_outbox *out)
 {
     Cw__Pb__CallFail f = CW__PB__CALL_FAIL__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -14,9 +14,8 @@ void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, 
     f.expert = expert;
     env.body_case = CW__PB__ENVELOPE__BODY_CALL_FAIL, env.call_fail = &f;
     cw_frame epoch = {0};
-    if (code == CW__PB__FAIL_CODE__FAIL_NOT_HERE && w->epoch_len)
-        epoch = cw_frame_copy(w->epoch, w->epoch_len);
-    cw_send(out, link, &env, &epoch, epoch.data != NULL);
+    if (code == CW__PB__FAIL_CODE__FAIL_NOT_HERE) epoch = edges_epoch_for(w, p);
+    cw_send(out, p->link, &env, &epoch, epoch.data != NULL);
 }
 
 /* The f32 rows of a combined reply, or a frame without data when memory is out. */
@@ -55,7 +54,7 @@ void reply_send(cw_worker *w, call *c, cw_outbox *out)
             !w->c.kernels->all_finite((const float *)(const void *)frames[0].data, (int64_t)n)) {
             bool memory = !frames[0].data;
             cw_free(frames[0].owner);
-            reply_fail(w, c->peer->link, c->v.id,
+            reply_fail(w, c->peer, c->v.id,
                        memory ? CW__PB__FAIL_CODE__FAIL_BUSY : CW__PB__FAIL_CODE__FAIL_NUMERIC, c->v.layer, 0,
                        memory ? BUSY_RETRY_MS : 0,
                        memory ? "out of memory" : "the combined row is not finite", out);

@@ -20,6 +20,7 @@ enum {
     SERVICE_RING = 128,                 /* latest service times, for the median */
     TICKET_GRACE_MS = 24 * 3600 * 1000, /* while the coordinator is out of reach */
     TICKET_SETTLE_US = 120 * 1000000,   /* after it is back: time for edges to renew */
+    TICKET_OVERTIME_MS = 60000, /* a link that never falls quiet is ended that long after its ticket */
 };
 
 typedef struct peer peer;
@@ -54,6 +55,7 @@ struct peer {
     bool admitted;
     int64_t since_us, not_after_ms;
     uint64_t last_id;
+    uint64_t told_term, told_number; /* newest epoch this link was sent: a copy may be megabytes */
     uint64_t bytes;
     uint32_t n_calls, n_pending_calls;
     call *head, *tail;
@@ -164,6 +166,8 @@ void holdings_send(cw_worker *w, cw_outbox *out);
 bool holdings_ready(const cw_worker *w, uint32_t layer, uint32_t expert);
 
 /* edges.c */
+/* The newest epoch, where this link has not been sent it yet; else, or out of memory, an empty frame. */
+cw_frame edges_epoch_for(const cw_worker *w, peer *p);
 void edges_event(cw_worker *w, cw_event *ev, cw_outbox *out);
 void edges_tick(cw_worker *w, cw_outbox *out);
 void edges_revoke(cw_worker *w, cw_outbox *out); /* the revocation list has changed */
@@ -182,5 +186,5 @@ void call_unlink(cw_worker *w, call *c); /* answered or given up; freed when no 
 
 /* reply.c */
 void reply_send(cw_worker *w, call *c, cw_outbox *out);
-void reply_fail(cw_worker *w, cw_link link, uint64_t id, Cw__Pb__FailCode code, uint32_t layer,
-                uint32_t expert, uint32_t retry_ms, const char *text, cw_outbox *out);
+void reply_fail(cw_worker *w, peer *p, uint64_t id, Cw__Pb__FailCode code, uint32_t layer, uint32_t expert,
+                uint32_t retry_ms, const char *text, cw_outbox *out);

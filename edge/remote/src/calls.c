@@ -282,6 +282,8 @@ static void again(cw_edge *e, piece *p, int64_t not_before_us, cw_outbox *out)
 void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
 {
     const Cw__Pb__CallFail *f = ev->msg->env->call_fail;
+    /* Also of an answer nobody waits for any more: a worker sends the same epoch once. */
+    if (ev->msg->n_frames) homes_take_epoch(e, ev->msg->frames[0].data, ev->msg->frames[0].len);
     piece *p = find(h, f->id);
     if (!p) {
         e->late++;
@@ -292,7 +294,6 @@ void calls_failed(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
     take_out(h, p);
     switch (f->code) {
     case CW__PB__FAIL_CODE__FAIL_NOT_HERE:
-        if (ev->msg->n_frames) homes_take_epoch(e, ev->msg->frames[0].data, ev->msg->frames[0].len);
         home_lacks(e, h, f->layer, f->expert); /* also where its own epoch still says so */
         again(e, p, 0, out);
         break;

@@ -378,6 +378,48 @@ static void tickets_end_by_the_coordinators_clock_with_a_days_grace_in_its_absen
     wr_free(&x);
 }
 
+/* A second with the coordinator there; whether the link of this edge was closed in it. */
+static bool a_second_closes(worker_rig *x, cw_link link)
+{
+    rig_clear(&x->r);
+    rig_tick(&x->r, 1000000);
+    bool closed = rig_action(&x->r, CW_ACT_CLOSE, link, 0, 0) != NULL;
+    Cw__Pb__Pong p = CW__PB__PONG__INIT;
+    p.wall_ms = (uint64_t)x->r.wall_ms;
+    ENV(env, PONG, pong, &p);
+    rig_message(&x->r, x->co, CW_PORT_CONTROL, &x->coordinator, &env, NULL, 0);
+    return closed;
+}
+
+static void who_always_has_a_call_under_way_cannot_stay_for_ever(void **state)
+{
+    (void)state;
+    worker_rig x;
+    wr_boot(&x, NULL);
+    for (int i = 0; i < 130; i++) (void)a_second_closes(&x, 0);
+    for (cw_link link = 1; link <= 2; link++) {
+        Cw__Pb__Hello h;
+        uint8_t *ticket;
+        wr_good_hello(&x, &h, &x.edge_a, x.r.wall_ms + 10000, &ticket);
+        wr_hello(&x, link, &x.edge_a, &h);
+        assert_non_null(rig_action(&x.r, CW_ACT_ADMIT, link, 0, 0));
+        cw_free(ticket);
+    }
+    static const cw_entry e[] = {{0, 3, 1}};
+    wr_send_call(&x, 1, &(wr_call){.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e});
+    assert_int_equal(x.n_jobs, 1);
+    int idle_s = 0, busy_s = 0;
+    while (++idle_s < 100 && !a_second_closes(&x, 2)) {
+    }
+    while (idle_s + ++busy_s < 200 && !a_second_closes(&x, 1)) {
+    }
+    assert_in_range(idle_s, 10, 12);
+    assert_in_range(idle_s + busy_s, 69, 73);
+    wr_compute(&x, -1); /* its answer is for nobody */
+    assert_null(rig_sent(&x.r, 1, MSG(REPLY)));
+    wr_free(&x);
+}
+
 static void a_revoked_key_is_cut_and_gets_no_grace(void **state)
 {
     (void)state;
@@ -458,6 +500,7 @@ int main(void)
         cmocka_unit_test(epochs_only_rise_and_must_be_signed),
         cmocka_unit_test(edges_are_refused_in_words),
         cmocka_unit_test(tickets_end_by_the_coordinators_clock_with_a_days_grace_in_its_absence),
+        cmocka_unit_test(who_always_has_a_call_under_way_cannot_stay_for_ever),
         cmocka_unit_test(a_revoked_key_is_cut_and_gets_no_grace),
         cmocka_unit_test(a_peer_that_says_nothing_is_let_go),
         cmocka_unit_test(one_key_has_few_links),

@@ -173,6 +173,15 @@ static void an_absent_expert_is_answered_with_the_newest_epoch(void **state)
     assert_int_equal(b->number, 4);
     cw_epoch_free(&b);
     assert_int_equal(failed_with(&x, 1, 1), CW__PB__FAIL_CODE__FAIL_NOT_HERE);
+
+    /* Once a link: asking in vain must not buy megabytes each time. */
+    wr_send_call(&x, 1, &(wr_call){.id = 2, .layer = 1, .n_rows = 1, .n_entries = 2, .entries = e});
+    assert_int_equal(rig_sent(&x.r, 1, MSG(CALL_FAIL))->msg->n_frames, 0);
+    rig_clear(&x.r);
+    wr_epoch_news(&x, 1, 5);
+    rig_clear(&x.r);
+    wr_send_call(&x, 1, &(wr_call){.id = 3, .layer = 1, .n_rows = 1, .n_entries = 2, .entries = e});
+    assert_int_equal(rig_sent(&x.r, 1, MSG(CALL_FAIL))->msg->n_frames, 1);
     wr_free(&x);
 }
 
