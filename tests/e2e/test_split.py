@@ -4,6 +4,7 @@ import pathlib
 import struct
 import subprocess
 import tempfile
+import threading
 import unittest
 
 from cluster import BIN, PATIENCE, PROMPT, ROOT, TEACHER, Cluster, ask_local, eventually
@@ -136,13 +137,21 @@ class AWorkerDies(unittest.TestCase):
         edge = subprocess.Popen([str(a) for a in (BIN / "causeway", "run", "--join", c.join("edge"), "--mode", "split", "-m", TEACHER, "-p", PROMPT,
                                                   "--temp", "0", "-n", "200", "--json", "--state", c.dir / "edge")],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watchdog = threading.Timer(60 * PATIENCE, edge.kill)
+        watchdog.start()
         try:
             first = edge.stdout.readline()
             for v in victims:
                 how.get("kill", lambda p: p.popen.kill())(v)
-            out, err = edge.communicate(timeout=60 * PATIENCE)
+            # Not communicate(): it reads past what readline() has buffered. The few lines of stderr fit into its pipe.
+            out, err = edge.stdout.read(), edge.stderr.read()
+            edge.wait()
         finally:
+            watchdog.cancel()
             edge.kill()
+            edge.wait()
+            edge.stdout.close()
+            edge.stderr.close()
         return edge.returncode, first + out, err
 
     def test_and_the_answer_is_the_same(self):
