@@ -293,7 +293,6 @@ static cw_status write_file(const cw_chunk_cache *c, const char *path, const voi
         else if (errno != EINTR)
             s = failed(c, n, err);
     }
-    if (s == CW_OK && fsync(fd) != 0) s = failed(c, n, err);
     if (close(fd) != 0 && s == CW_OK) s = failed(c, n, err);
     if (s != CW_OK) (void)unlink(path);
     return s;

@@ -20,8 +20,9 @@ typedef struct {
 CW_MUST_USE cw_status cw_chunk_cache_open(const cw_chunk_cache_options *o, cw_chunk_cache **out, cw_err *err);
 void cw_chunk_cache_close(cw_chunk_cache **c);
 
-/* Keeps data[n], whose hash the caller has verified: temporary file, synced, renamed; the chunks unused for longest make
- * room. LIMIT when there is no room (limit, or a full disk), IO: in both cases nothing is kept and the caller goes on. */
+/* Keeps data[n], whose hash the caller has verified: temporary file, renamed; the chunks unused for longest make
+ * room. Not synced: a chunk that a power cut tears fails its hash and is pulled again, and a wait for the disk at every
+ * chunk would cost a starting worker far more than that. LIMIT when there is no room (limit, or a full disk), IO: in both cases nothing is kept and the caller goes on. */
 CW_MUST_USE cw_status cw_chunk_cache_put(cw_chunk_cache *c, const uint8_t hash[CW_MANIFEST_HASH_BYTES], const void *data,
                                          size_t n, cw_err *err);
 /* Copies the chunk to dst[n]. NOT_FOUND when it is not there, of another length, or damaged (dropped then). */
