@@ -212,6 +212,10 @@ static inline vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 static inline vi vi_set1_8(char c) { return _mm256_set1_epi8(c); }
 static inline vi vi_add32(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi vi_add8(vi a, vi b) { return _mm256_add_epi8(a, b); }
+static inline vi vi_sub8(vi a, vi b) { return _mm256_sub_epi8(a, b); }
+static inline vi vi_gather8(const int8_t *p, vi v) { return _mm256_i32gather_epi32((const int *)(const void *)p, v, 8); }
+static inline vi vi_gather4(const int8_t *p, vi v) { return _mm256_i32gather_epi32((const int *)(const void *)p, v, 4); }
 static inline vi vi_mul32(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 static ALWAYS_INLINE vi vi_shl(vi v, int n) { return _mm256_slli_epi16(v, n); }
 static ALWAYS_INLINE vi vi_shr(vi v, int n) { return _mm256_srli_epi16(v, n); }
@@ -223,7 +227,7 @@ static inline vi vi_lut_load(const int8_t *lut, bool sgn)
 }
 static inline vi vi_lut(vi table, vi v) { return _mm256_shuffle_epi8(table, v); }
 
-#define SIGNED_CODES(bits, lut) ((bits) == 8 || (lut))
+#define SIGNED_CODES(bits, lut) ((bits) >= 7 || (lut))
 
 /* Sums of pairs of products in 16 bits, widened into the sum before they can saturate. */
 typedef struct {
@@ -236,8 +240,9 @@ static ALWAYS_INLINE vq vq_add(vq q, vi w, vi x, const int g, const int bits, co
 {
     /* How many fit: 8 * 2 * 15 * 127, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127 and 1 * 2 * 128 * 127 are all at most 32512;
      * 2 and 3 bits come with sub-blocks of 16, of which a half is 4 groups.
+     * 7 bits are the codebooks' signed values of up to 62.
      * Blocks and their halves are whole runs, so vq_end finds nothing waiting. */
-    const int run = sgn || bits == 8 ? 1 : bits == 6 ? 2 : bits == 5 || bits <= 3 ? 4 : 8;
+    const int run = bits == 7 ? 2 : sgn || bits == 8 ? 1 : bits == 6 ? 2 : bits == 5 || bits <= 3 ? 4 : 8;
     vi m = sgn ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
     q.pairs = g % run == 0 ? m : _mm256_add_epi16(q.pairs, m);
     if ((g + 1) % run == 0) q.sum = _mm256_add_epi32(q.sum, _mm256_madd_epi16(q.pairs, _mm256_set1_epi16(1)));

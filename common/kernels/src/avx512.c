@@ -178,6 +178,10 @@ static inline vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 static inline vi vi_set1_8(char c) { return _mm512_set1_epi8(c); }
 static inline vi vi_add32(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi vi_add8(vi a, vi b) { return _mm512_add_epi8(a, b); }
+static inline vi vi_sub8(vi a, vi b) { return _mm512_sub_epi8(a, b); }
+static inline vi vi_gather8(const int8_t *p, vi v) { return _mm512_i32gather_epi32(v, p, 8); }
+static inline vi vi_gather4(const int8_t *p, vi v) { return _mm512_i32gather_epi32(v, p, 4); }
 static inline vi vi_mul32(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
 static ALWAYS_INLINE vi vi_shl(vi v, int n) { return _mm512_slli_epi16(v, (unsigned)n); }
 static ALWAYS_INLINE vi vi_shr(vi v, int n) { return _mm512_srli_epi16(v, (unsigned)n); }

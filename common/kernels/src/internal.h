@@ -4,12 +4,14 @@
  */
 #pragma once
 #include "cw/block.h"
+#include "cw/grid.h"
 #include "cw/kernels.h"
 
 #include <math.h>
 
 /* Tables; those a build lacks are not referenced (dispatch.c). */
-extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon, cw_kernels_neon_v80;
+extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon,
+    cw_kernels_neon_v80;
 
 /* clang-format off: a drawing */
 /*
@@ -27,6 +29,7 @@ extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, c
  *   2: plane v (0..1): bits 2t, 2t+1 are group 4 * v + t
  *   3: as 2, then one plane: bit g is the third bit of group g
  *   6: as 4, then two planes: bits 2t, 2t+1 of plane v are the upper bits of group 4 * v + t
+ * Formats with a codebook: d [16] f16 (IQ1_M: none), then the block's bytes as words [n_words][16] of 4 bytes
  * f32, f16, bf16: unit = one k, 16 values.
  */
 /* clang-format on */
@@ -43,16 +46,22 @@ typedef struct {
     int bits;
     cw_d_form d_form;
     cw_sc_form sc_form;
+    int words;
 } cw_shape;
 
 static inline cw_shape cw_shape_of(const cw_format *f)
 {
-    return (cw_shape){f->block, f->n_sub, f->min, f->bits, f->d_form, f->sc_form};
+    return (cw_shape){f->block, f->n_sub, f->min, f->bits, f->d_form, f->sc_form, f->words};
 }
 
 static inline cw_layout cw_layout_of(const cw_shape s)
 {
     cw_layout l = {.dmin = 32};
+    if (s.words) {
+        l.q = s.d_form == CW_D_IN_WORDS ? 0 : 32;
+        l.unit_bytes = l.q + 64 * s.words;
+        return l;
+    }
     l.sc = s.d_form == CW_D_E8M0 ? 16 : s.min == CW_MIN_NONE ? 32 : 64;
     l.m = l.sc + (s.sc_form == CW_SC_SIX ? 12 : 16) * s.n_sub;
     l.q = l.m + (s.min == CW_MIN_SUB && s.sc_form == CW_SC_BYTES ? 16 * s.n_sub : 0);

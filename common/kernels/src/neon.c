@@ -225,6 +225,19 @@ static inline vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 static inline vi vi_set1_8(char c) { return of_u8(vdupq_n_u8((uint8_t)c)); }
 static inline vi vi_add32(vi a, vi b) { return vaddq_s32(a, b); }
+static inline vi vi_add8(vi a, vi b) { return of_u8(vaddq_u8(u8(a), u8(b))); }
+static inline vi vi_sub8(vi a, vi b) { return of_u8(vsubq_u8(u8(a), u8(b))); }
+static inline vi gather(const int8_t *p, vi v, int stride)
+{
+    uint32_t r[4];
+    r[0] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 0));
+    r[1] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 1));
+    r[2] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 2));
+    r[3] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 3));
+    return vreinterpretq_s32_u32(vld1q_u32(r));
+}
+static inline vi vi_gather8(const int8_t *p, vi v) { return gather(p, v, 8); }
+static inline vi vi_gather4(const int8_t *p, vi v) { return gather(p, v, 4); }
 static inline vi vi_mul32(vi a, vi b) { return vmulq_s32(a, b); }
 static ALWAYS_INLINE vi vi_shl(vi v, int n) { return of_u16(vshlq_u16(u16(v), vdupq_n_s16((int16_t)n))); }
 static ALWAYS_INLINE vi vi_shr(vi v, int n) { return of_u16(vshlq_u16(u16(v), vdupq_n_s16((int16_t)-n))); }
@@ -235,7 +248,7 @@ static inline vi vi_lut_load(const int8_t *lut, bool sgn)
 }
 static inline vi vi_lut(vi table, vi v) { return of_u8(vqtbl1q_u8(u8(table), u8(v))); }
 
-#define SIGNED_CODES(bits, lut) ((bits) == 8 || (lut))
+#define SIGNED_CODES(bits, lut) ((bits) >= 7 || (lut))
 
 typedef vi vq;
 static inline vi vi_set1_32(const int8_t *p) { return vreinterpretq_s32_u32(vdupq_n_u32(cw_load_u32(p))); }

@@ -13,6 +13,8 @@
  *   vf_cast(v)                           the bits of int32 lanes as f32
  *   vi_u8(p) vi_set1_i32 vi_shl32 vi_shr32(v, n)
  *                                        LANES bytes to int32, an int32 in each lane, logical shifts of them
+ *   vi_add8 vi_sub8                      bytewise
+ *   vi_gather8(p, v) vi_gather4(p, v)    lanes of 4 bytes from p + 8 * v, p + 4 * v
  *   vi_load vi_and vi_or vi_xor vi_set1_8 vi_add32 vi_mul32
  *   vi_shl(v, n) vi_shr(v, n)            on 16-bit lanes; bits that cross bytes are masked off
  *   SIGNED_CODES(bits, lut)              whether codes of 8 bits or through a table are wanted as int8; else
@@ -26,6 +28,8 @@
  */
 /* clang-format on */
 
+#include "simd_grid.inc.h"
+
 typedef struct {
     int block, n_sub;
     bool signed_sc;
@@ -34,16 +38,24 @@ typedef struct {
     const int8_t *lut;
     cw_d_form d_form;
     cw_sc_form sc_form;
+    grid_kind grid; /* with a codebook: bits is 7, of an int8 with |v| <= 64 */
+    int words;      /* of its blocks */
+    float factor;   /* of d */
 } q_spec;
 
 static ALWAYS_INLINE cw_layout layout_of(const q_spec s)
 {
-    return cw_layout_of((cw_shape){s.block, s.n_sub, s.min, s.bits, s.d_form, s.sc_form});
+    return cw_layout_of((cw_shape){s.block, s.n_sub, s.min, s.bits, s.d_form, s.sc_form, s.words});
 }
 
 /* Group g of 32 values of LANES rows: values 4g..4g+3 of each. q: the planes, at the strip's first lane. */
-static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, const int g, vi table)
+static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, int sub, const int g,
+                                 vi table)
 {
+    if (s.grid) {
+        vi v = grid_group(s.grid, q, sub, g);
+        return sgn ? v : vi_xor(v, vi_set1_8((char)0x80));
+    }
     if (s.bits == 8) {
         vi v = vi_load(q + 64 * g);
         return sgn ? vi_xor(v, vi_set1_8((char)0x80)) : v;
@@ -75,6 +87,10 @@ static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *
 /* The block's scale. u: the unit; lane0: the strip's first lane. */
 static ALWAYS_INLINE vf d_of(const q_spec s, const uint8_t *u, const int lane0)
 {
+    if (s.grid) {
+        vf d = s.d_form == CW_D_IN_WORDS ? grid_d_in_words(u + 4 * lane0) : vf_f16(u + 2 * lane0);
+        return s.factor == 1.0f ? d : vf_mul(d, vf_set1(s.factor));
+    }
     if (s.d_form == CW_D_F16) return vf_f16(u + 2 * lane0);
     /* 2^(e - 128) as two normal factors, so that subnormals need no case of their own. */
     vi e = vi_u8(u + lane0), half = vi_shr32(e, 1), rest = vi_add32(half, vi_and(e, vi_set1_i32(1)));
@@ -86,6 +102,7 @@ static ALWAYS_INLINE vf d_of(const q_spec s, const uint8_t *u, const int lane0)
 static ALWAYS_INLINE vi scale16_of(const q_spec s, const uint8_t *u, const int lane0, const int sub,
                                    const int h)
 {
+    if (s.grid) return grid_scale(s.grid, u + layout_of(s).q + 4 * lane0, sub, h);
     const uint8_t *sc = u + layout_of(s).sc + lane0;
     if (s.sc_form == CW_SC_NIBBLES) return vi_and(vi_u8(sc + 16 * (2 * sub + h)), vi_set1_i32(15));
     if (s.sc_form == CW_SC_BYTES) return vi_i8(sc + 16 * (2 * sub + h));
@@ -123,11 +140,11 @@ static inline strip strip_of(const cw_weight *w, int64_t index)
  * 16 values go in two halves, whose sums are scaled in integers.
  */
 static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int64_t *x_at, int64_t block,
-                                      const int nr, const uint8_t *const *q, vi sc[][Q_STRIPS], const int ns,
-                                      vi isum[][Q_STRIPS])
+                                      int sub, const int nr, const uint8_t *const *q, vi sc[][Q_STRIPS],
+                                      const int ns, vi isum[][Q_STRIPS])
 {
     const bool sgn = SIGNED_CODES(s.bits, s.lut != NULL), sub16 = s.n_sub == s.block / 16;
-    const int offset = sgn ? 0 : s.bits == 8 || s.lut ? 128 : s.offset, halves = sub16 ? 2 : 1;
+    const int offset = sgn ? 0 : s.bits >= 7 || s.lut ? 128 : s.offset, halves = sub16 ? 2 : 1;
     const vi table = s.lut ? vi_lut_load(s.lut, sgn) : vi_set1_8(0);
 #pragma GCC unroll 2
     for (int h = 0; h < halves; h++) {
@@ -145,7 +162,7 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
             const int g = 8 / halves * h + e;
             vi w[Q_STRIPS];
 #pragma GCC unroll 2
-            for (int t = 0; t < ns; t++) w[t] = group_of(s, sgn, q[t], g, table);
+            for (int t = 0; t < ns; t++) w[t] = group_of(s, sgn, q[t], sub, g, table);
 #pragma GCC unroll 8
             for (int i = 0; i < nr; i++) {
                 vi x = vi_set1_32(a->q + 32 * (x_at[i] + block) + 4 * g);
@@ -192,9 +209,11 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
                 const uint8_t *u = st[t].panel + at_unit;
                 const int lane0 = st[t].lane0;
                 q[t] = u + l.q + sub * l.sub_bytes + 4 * lane0;
-                __builtin_prefetch(q[t] + PREFETCH_BYTES);
+                __builtin_prefetch(q[t] + sub * 8 * s.words + PREFETCH_BYTES);
                 w_scale[t] = d_of(s, u, lane0);
-                if (s.n_sub && !sub16) {
+                if (s.grid && !sub16)
+                    w_scale[t] = vf_mul(w_scale[t], vf_from_i32(grid_scale(s.grid, q[t], sub, 0)));
+                else if (s.n_sub && !sub16) {
                     const uint8_t *at = u + l.sc + 16 * sub + lane0;
                     w_scale[t] = vf_mul(w_scale[t], s.signed_sc ? vf_from_i32(vi_i8(at)) : vf_u8(at));
                 }
@@ -207,7 +226,7 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
                     if (min16) m[h][t] = min16_of(s, u, lane0, sub, h);
                 }
             }
-            block_isums(s, a, x_at, block, nr, q, sc, ns, isum);
+            block_isums(s, a, x_at, block, sub, nr, q, sc, ns, isum);
 #pragma GCC unroll 8
             for (int i = 0; i < nr; i++) {
                 int64_t at = x_at[i] + block;
@@ -324,20 +343,30 @@ static const int8_t mxfp4_lut[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4,
 static const int8_t iq4_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* The rows of the tensor room's format table, as constants the compiler can unfold. */
-#define PLAIN CW_D_F16, CW_SC_BYTES
-Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL, PLAIN)
-Q_TYPE(q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL, PLAIN)
-Q_TYPE(q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL, PLAIN)
-Q_TYPE(q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL, PLAIN)
-Q_TYPE(q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL, PLAIN)
-Q_TYPE(iq4_nl, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN)
-Q_TYPE(q4_k, 256, 8, false, CW_MIN_SUB, 4, 0, NULL, PLAIN)
-Q_TYPE(q5_k, 256, 8, false, CW_MIN_SUB, 5, 0, NULL, PLAIN)
-Q_TYPE(q6_k, 256, 16, true, CW_MIN_NONE, 6, 32, NULL, PLAIN)
-Q_TYPE(mxfp4, 32, 0, false, CW_MIN_NONE, 4, 0, mxfp4_lut, CW_D_E8M0, CW_SC_BYTES)
-Q_TYPE(q2_k, 256, 16, false, CW_MIN_SUB, 2, 0, NULL, CW_D_F16, CW_SC_NIBBLES)
-Q_TYPE(q3_k, 256, 16, true, CW_MIN_NONE, 3, 4, NULL, CW_D_F16, CW_SC_SIX)
-Q_TYPE(iq4_xs, 256, 8, true, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN)
+#define PLAIN   CW_D_F16, CW_SC_BYTES
+#define NO_GRID GRID_NONE, 0, 1.0f
+Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL, PLAIN, NO_GRID)
+Q_TYPE(q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL, PLAIN, NO_GRID)
+Q_TYPE(q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL, PLAIN, NO_GRID)
+Q_TYPE(q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL, PLAIN, NO_GRID)
+Q_TYPE(q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL, PLAIN, NO_GRID)
+Q_TYPE(iq4_nl, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN, NO_GRID)
+Q_TYPE(q4_k, 256, 8, false, CW_MIN_SUB, 4, 0, NULL, PLAIN, NO_GRID)
+Q_TYPE(q5_k, 256, 8, false, CW_MIN_SUB, 5, 0, NULL, PLAIN, NO_GRID)
+Q_TYPE(q6_k, 256, 16, true, CW_MIN_NONE, 6, 32, NULL, PLAIN, NO_GRID)
+Q_TYPE(mxfp4, 32, 0, false, CW_MIN_NONE, 4, 0, mxfp4_lut, CW_D_E8M0, CW_SC_BYTES, NO_GRID)
+Q_TYPE(q2_k, 256, 16, false, CW_MIN_SUB, 2, 0, NULL, CW_D_F16, CW_SC_NIBBLES, NO_GRID)
+Q_TYPE(q3_k, 256, 16, true, CW_MIN_NONE, 3, 4, NULL, CW_D_F16, CW_SC_SIX, NO_GRID)
+Q_TYPE(iq4_xs, 256, 8, true, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN, NO_GRID)
+#define GRID_TYPE(type, n_sub, kind, words, factor, d_form)                                                  \
+    Q_TYPE(type, 256, n_sub, false, CW_MIN_NONE, 7, 0, NULL, d_form, CW_SC_BYTES, kind, words, factor)
+GRID_TYPE(iq1_s, 8, GRID_IQ1_S, 12, 0.125f, CW_D_F16)
+GRID_TYPE(iq1_m, 16, GRID_IQ1_M, 14, 0.125f, CW_D_IN_WORDS)
+GRID_TYPE(iq2_xxs, 8, GRID_IQ2_XXS, 16, 0.125f, CW_D_F16)
+GRID_TYPE(iq2_xs, 16, GRID_IQ2_XS, 18, 0.125f, CW_D_F16)
+GRID_TYPE(iq2_s, 16, GRID_IQ2_S, 20, 0.125f, CW_D_F16)
+GRID_TYPE(iq3_xxs, 8, GRID_IQ3_XXS, 24, 0.25f, CW_D_F16)
+GRID_TYPE(iq3_s, 8, GRID_IQ3_S, 27, 1.0f, CW_D_F16)
 F_TYPE(f32, KIND_F32)
 F_TYPE(f16, KIND_F16)
 F_TYPE(bf16, KIND_BF16)
@@ -348,11 +377,17 @@ static void MATMUL(any)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t
         uint32_t type;
         void (*fn)(const cw_mm *, int64_t, int64_t, int32_t, int32_t);
     } table[] = {
-        {CW_TYPE_Q8_0, MATMUL(q8_0)},   {CW_TYPE_Q4_0, MATMUL(q4_0)}, {CW_TYPE_Q4_1, MATMUL(q4_1)},
-        {CW_TYPE_Q5_0, MATMUL(q5_0)},   {CW_TYPE_Q5_1, MATMUL(q5_1)}, {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
-        {CW_TYPE_Q4_K, MATMUL(q4_k)},   {CW_TYPE_Q5_K, MATMUL(q5_k)}, {CW_TYPE_Q6_K, MATMUL(q6_k)},
-        {CW_TYPE_Q2_K, MATMUL(q2_k)},   {CW_TYPE_Q3_K, MATMUL(q3_k)}, {CW_TYPE_IQ4_XS, MATMUL(iq4_xs)},
-        {CW_TYPE_MXFP4, MATMUL(mxfp4)}, {CW_TYPE_F32, MATMUL(f32)},   {CW_TYPE_F16, MATMUL(f16)},
+        {CW_TYPE_Q8_0, MATMUL(q8_0)},       {CW_TYPE_Q4_0, MATMUL(q4_0)},
+        {CW_TYPE_Q4_1, MATMUL(q4_1)},       {CW_TYPE_Q5_0, MATMUL(q5_0)},
+        {CW_TYPE_Q5_1, MATMUL(q5_1)},       {CW_TYPE_IQ4_NL, MATMUL(iq4_nl)},
+        {CW_TYPE_Q4_K, MATMUL(q4_k)},       {CW_TYPE_Q5_K, MATMUL(q5_k)},
+        {CW_TYPE_Q6_K, MATMUL(q6_k)},       {CW_TYPE_Q2_K, MATMUL(q2_k)},
+        {CW_TYPE_Q3_K, MATMUL(q3_k)},       {CW_TYPE_IQ4_XS, MATMUL(iq4_xs)},
+        {CW_TYPE_MXFP4, MATMUL(mxfp4)},     {CW_TYPE_IQ1_S, MATMUL(iq1_s)},
+        {CW_TYPE_IQ1_M, MATMUL(iq1_m)},     {CW_TYPE_IQ2_XXS, MATMUL(iq2_xxs)},
+        {CW_TYPE_IQ2_XS, MATMUL(iq2_xs)},   {CW_TYPE_IQ2_S, MATMUL(iq2_s)},
+        {CW_TYPE_IQ3_XXS, MATMUL(iq3_xxs)}, {CW_TYPE_IQ3_S, MATMUL(iq3_s)},
+        {CW_TYPE_F32, MATMUL(f32)},         {CW_TYPE_F16, MATMUL(f16)},
         {CW_TYPE_BF16, MATMUL(bf16)},
     };
     for (size_t i = 0; i < CW_ARRAY_LEN(table); i++) {

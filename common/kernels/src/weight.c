@@ -161,6 +161,11 @@ static void scales_get(const uint8_t *u, const cw_format *f, const cw_layout *l,
 
 static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
 {
+    if (f->words) {
+        if (l->q) put_half(u + 2 * r, b->d);
+        for (int i = 0; i < f->words; i++) memcpy(u + l->q + 64 * i + 4 * r, b->code + 4 * i, 4);
+        return;
+    }
     if (f->d_form == CW_D_E8M0)
         u[r] = (uint8_t)b->d;
     else
@@ -173,6 +178,14 @@ static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, 
 
 static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
 {
+    if (f->words) {
+        uint8_t file[256]; /* the block as a file holds it, d first where it is not among the words */
+        int at = l->q ? 2 : 0;
+        if (at) cw_store_u16(file, half(u + 2 * r));
+        for (int i = 0; i < f->words; i++) memcpy(file + at + 4 * i, u + l->q + 64 * i + 4 * r, 4);
+        f->split(file, b);
+        return;
+    }
     b->d = f->d_form == CW_D_E8M0 ? u[r] : half(u + 2 * r);
     if (f->min != CW_MIN_NONE) b->dmin = half(u + l->dmin + 2 * r);
     scales_get(u, f, l, r, b);

@@ -2,7 +2,7 @@
  * The file's block layouts, split into codes and scales and joined again, byte for byte. Facts from the GGUF
  * format's block descriptions; bytes are read one by one, so any alignment and any byte order will do.
  */
-#include "cw/block.h"
+#include "block_internal.h"
 #include "cw/bytes.h"
 
 /* Nibbles: byte j holds code j low and code 16 + j high. */
@@ -326,24 +326,28 @@ static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
 static const int8_t mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* clang-format off: a table */
-#define PLAIN CW_D_F16, CW_SC_BYTES
+#define PLAIN   CW_D_F16, CW_SC_BYTES
+#define NO_GRID 0, 1.0f, NULL /* no codebook */
 static const cw_format formats[] = {
     /* type, block, sub-scales, signed, their bits, minimum, bits, offset, forms of d and of sub-scales, lut
      */
-    {CW_TYPE_Q4_0, 32, 0, false, 8, CW_MIN_NONE, 4, 8, PLAIN, NULL, q4_0_split, q4_0_join},
-    {CW_TYPE_Q4_1, 32, 0, false, 8, CW_MIN_F16, 4, 0, PLAIN, NULL, q4_1_split, q4_1_join},
-    {CW_TYPE_Q5_0, 32, 0, false, 8, CW_MIN_NONE, 5, 16, PLAIN, NULL, q5_0_split, q5_0_join},
-    {CW_TYPE_Q5_1, 32, 0, false, 8, CW_MIN_F16, 5, 0, PLAIN, NULL, q5_1_split, q5_1_join},
-    {CW_TYPE_Q8_0, 32, 0, false, 8, CW_MIN_NONE, 8, 128, PLAIN, NULL, q8_0_split, q8_0_join},
-    {CW_TYPE_IQ4_NL, 32, 0, false, 8, CW_MIN_NONE, 4, 0, PLAIN, iq4_values, q4_0_split, q4_0_join},
+    {CW_TYPE_Q4_0, 32, 0, false, 8, CW_MIN_NONE, 4, 8, PLAIN, NULL, q4_0_split, q4_0_join, NO_GRID},
+    {CW_TYPE_Q4_1, 32, 0, false, 8, CW_MIN_F16, 4, 0, PLAIN, NULL, q4_1_split, q4_1_join, NO_GRID},
+    {CW_TYPE_Q5_0, 32, 0, false, 8, CW_MIN_NONE, 5, 16, PLAIN, NULL, q5_0_split, q5_0_join, NO_GRID},
+    {CW_TYPE_Q5_1, 32, 0, false, 8, CW_MIN_F16, 5, 0, PLAIN, NULL, q5_1_split, q5_1_join, NO_GRID},
+    {CW_TYPE_Q8_0, 32, 0, false, 8, CW_MIN_NONE, 8, 128, PLAIN, NULL, q8_0_split, q8_0_join, NO_GRID},
+    {CW_TYPE_IQ4_NL, 32, 0, false, 8, CW_MIN_NONE, 4, 0, PLAIN, iq4_values, q4_0_split, q4_0_join, NO_GRID},
     {CW_TYPE_MXFP4, 32, 0, false, 8, CW_MIN_NONE, 4, 0, CW_D_E8M0, CW_SC_BYTES, mxfp4_values, mxfp4_split,
-     mxfp4_join},
-    {CW_TYPE_Q2_K, 256, 16, false, 4, CW_MIN_SUB, 2, 0, CW_D_F16, CW_SC_NIBBLES, NULL, q2_k_split, q2_k_join},
-    {CW_TYPE_Q3_K, 256, 16, true, 6, CW_MIN_NONE, 3, 4, CW_D_F16, CW_SC_SIX, NULL, q3_k_split, q3_k_join},
-    {CW_TYPE_Q4_K, 256, 8, false, 6, CW_MIN_SUB, 4, 0, PLAIN, NULL, q4_k_split, q4_k_join},
-    {CW_TYPE_Q5_K, 256, 8, false, 6, CW_MIN_SUB, 5, 0, PLAIN, NULL, q5_k_split, q5_k_join},
-    {CW_TYPE_Q6_K, 256, 16, true, 8, CW_MIN_NONE, 6, 32, PLAIN, NULL, q6_k_split, q6_k_join},
-    {CW_TYPE_IQ4_XS, 256, 8, true, 6, CW_MIN_NONE, 4, 0, PLAIN, iq4_values, iq4_xs_split, iq4_xs_join},
+     mxfp4_join, NO_GRID},
+    {CW_TYPE_Q2_K, 256, 16, false, 4, CW_MIN_SUB, 2, 0, CW_D_F16, CW_SC_NIBBLES, NULL, q2_k_split, q2_k_join,
+     NO_GRID},
+    {CW_TYPE_Q3_K, 256, 16, true, 6, CW_MIN_NONE, 3, 4, CW_D_F16, CW_SC_SIX, NULL, q3_k_split, q3_k_join,
+     NO_GRID},
+    {CW_TYPE_Q4_K, 256, 8, false, 6, CW_MIN_SUB, 4, 0, PLAIN, NULL, q4_k_split, q4_k_join, NO_GRID},
+    {CW_TYPE_Q5_K, 256, 8, false, 6, CW_MIN_SUB, 5, 0, PLAIN, NULL, q5_k_split, q5_k_join, NO_GRID},
+    {CW_TYPE_Q6_K, 256, 16, true, 8, CW_MIN_NONE, 6, 32, PLAIN, NULL, q6_k_split, q6_k_join, NO_GRID},
+    {CW_TYPE_IQ4_XS, 256, 8, true, 6, CW_MIN_NONE, 4, 0, PLAIN, iq4_values, iq4_xs_split, iq4_xs_join,
+     NO_GRID},
 };
 /* clang-format on */
 
@@ -351,12 +355,12 @@ const cw_format *cw_format_get(uint32_t gguf_type)
 {
     for (size_t i = 0; i < CW_ARRAY_LEN(formats); i++)
         if (formats[i].type == gguf_type) return &formats[i];
-    return NULL;
+    return cw_format_iq(gguf_type);
 }
 
 static float scale_of(const cw_format *f, const cw_block *b)
 {
-    if (f->d_form == CW_D_F16) return cw_f16_to_f32(b->d);
+    if (f->d_form != CW_D_E8M0) return cw_f16_to_f32(b->d);
     /* 2^(e - 128), down into the subnormals. */
     unsigned e = b->d;
     return cw_f32_from_bits(e < 2 ? UINT32_C(0x200000) << e : (e - 1) << 23);
@@ -374,6 +378,12 @@ void cw_block_values(const cw_format *f, const cw_block *b, cw_values *v)
     v->has_min = f->min != CW_MIN_NONE;
     v->d = scale_of(f, b);
     v->dmin = !v->has_min ? 0.0f : f->min == CW_MIN_F16 ? -cw_f16_to_f32(b->dmin) : cw_f16_to_f32(b->dmin);
+    if (f->values) {
+        v->d *= f->factor;
+        for (int j = 0; j < 16; j++) v->m[j] = 1;
+        f->values(b->code, v);
+        return;
+    }
     for (int j = 0; j < f->block / v->per_sub; j++) {
         v->sc[j] = !f->n_sub ? 1 : f->signed_sc ? (int8_t)b->sc[j] : b->sc[j];
         v->m[j] = f->min == CW_MIN_SUB ? b->m[j] : 1;

@@ -65,6 +65,13 @@ BLOCK_TYPE(Q2_K, 84)
 BLOCK_TYPE(Q3_K, 110)
 BLOCK_TYPE(IQ4_XS, 136)
 BLOCK_TYPE(Q4_K, 144)
+BLOCK_TYPE(IQ1_S, 50)
+BLOCK_TYPE(IQ1_M, 56)
+BLOCK_TYPE(IQ2_XXS, 66)
+BLOCK_TYPE(IQ2_XS, 74)
+BLOCK_TYPE(IQ2_S, 82)
+BLOCK_TYPE(IQ3_XXS, 98)
+BLOCK_TYPE(IQ3_S, 110)
 BLOCK_TYPE(Q5_K, 176)
 BLOCK_TYPE(Q6_K, 210)
 
@@ -85,6 +92,13 @@ static const cw_type_info infos[] = {
     {CW_TYPE_Q5_K, "Q5_K", 256, 176, true, Q5_K_to_f32},
     {CW_TYPE_Q6_K, "Q6_K", 256, 210, true, Q6_K_to_f32},
     {CW_TYPE_IQ4_XS, "IQ4_XS", 256, 136, true, IQ4_XS_to_f32},
+    {CW_TYPE_IQ1_S, "IQ1_S", 256, 50, true, IQ1_S_to_f32},
+    {CW_TYPE_IQ1_M, "IQ1_M", 256, 56, true, IQ1_M_to_f32},
+    {CW_TYPE_IQ2_XXS, "IQ2_XXS", 256, 66, true, IQ2_XXS_to_f32},
+    {CW_TYPE_IQ2_XS, "IQ2_XS", 256, 74, true, IQ2_XS_to_f32},
+    {CW_TYPE_IQ2_S, "IQ2_S", 256, 82, true, IQ2_S_to_f32},
+    {CW_TYPE_IQ3_XXS, "IQ3_XXS", 256, 98, true, IQ3_XXS_to_f32},
+    {CW_TYPE_IQ3_S, "IQ3_S", 256, 110, true, IQ3_S_to_f32},
 };
 
 /* Every number the format defines and has not withdrawn. */

@@ -24,6 +24,7 @@ typedef enum { CW_MIN_NONE, CW_MIN_F16, CW_MIN_SUB } cw_min;
 /* How a block's scale is written. */
 typedef enum {
     CW_D_F16,
+    CW_D_IN_WORDS, /* an f16 in four pieces among the words of a block (IQ1_M) */
     CW_D_E8M0, /* a byte e, of which 255 is not a number: the values here are twice the format's, d = 2^(e -
                   128) */
 } cw_d_form;
@@ -34,6 +35,15 @@ typedef enum {
     CW_SC_NIBBLES, /* scale in the low nibble, minimum in the high one */
     CW_SC_SIX,     /* scale + 32 in 6 bits: nibbles of two sub-blocks in a byte, then bit pairs of four */
 } cw_sc_form;
+
+/* What a block stands for: value i is d * sc[i / per_sub] * v[i] - dmin * m[i / per_sub]. */
+typedef struct {
+    int per_sub; /* values that share sc and m: 16 or 32 */
+    bool has_min;
+    float d, dmin;         /* exact; dmin is minus the file's for CW_MIN_F16 */
+    int16_t sc[16], m[16]; /* 1 where the format has none */
+    int8_t v[256];
+} cw_values;
 
 typedef struct {
     uint32_t type;
@@ -49,19 +59,15 @@ typedef struct {
     const int8_t *lut; /* [16] v(c) */
     void (*split)(const uint8_t *src, cw_block *b);
     void (*join)(const cw_block *b, uint8_t *dst);
+    /* Formats with a codebook: code[] holds the block's bytes after d, that many 4-byte words, and only
+     * `values` knows what they mean (it fills sc and v). d is multiplied by factor, a power of two. */
+    uint8_t words;
+    float factor;
+    void (*values)(const uint8_t *bytes, cw_values *v);
 } cw_format;
 
 /* NULL for types without blocks (f32, f16, bf16) and unsupported ones. */
 const cw_format *cw_format_get(uint32_t gguf_type);
-
-/* What a block stands for: value i is d * sc[i / per_sub] * v[i] - dmin * m[i / per_sub]. */
-typedef struct {
-    int per_sub; /* values that share sc and m: 16 or 32 */
-    bool has_min;
-    float d, dmin;         /* exact; dmin is minus the file's for CW_MIN_F16 */
-    int16_t sc[16], m[16]; /* 1 where the format has none */
-    int8_t v[256];
-} cw_values;
 
 void cw_block_values(const cw_format *f, const cw_block *b, cw_values *v);
 /* Whether d and dmin are finite numbers. */
