@@ -98,6 +98,17 @@ class WrongSetUpsAreAnsweredInWords(unittest.TestCase):
         self.c.admin("token", "revoke", str(edge_token))
         self.refused_edge(r"(?i)revoked", join=join)
 
+    def test_a_revoked_worker_ends_with_a_sentence(self):
+        self.c.start_worker("stays")
+        w = self.c.start_worker("goes", join=self.c.join("worker"))
+        eventually("it is in", lambda: "goes" in self.c.admin("workers").stdout)
+        tokens = [json.loads(line) for line in self.c.admin("token", "list", "--json").stdout.splitlines()]
+        self.c.admin("token", "revoke", str(max(t["id"] for t in tokens if t["role"] == "worker")))
+        self.assertEqual(w.wait(), 1, w.said())
+        self.assertRegex(w.err(), r"(?i)refused this worker.*revoked")
+        _, summary = self.c.ask()
+        self.assertEqual([s["name"] for s in summary["workers"] if s["calls"]], ["stays"])
+
     def test_a_worker_with_another_model_is_told_both_digests(self):
         w = self.c.start_worker("other", "--model", STUDENT)
         self.assertEqual(w.wait(), 1, w.said())

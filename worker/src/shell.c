@@ -256,7 +256,9 @@ static cw_status open_net(shell *s, cw_err *err)
     cw_net_config nc = {.self = CW_SIDE_WORKER,
                         .keys = s->member.keys,
                         .fault_zap_ms = s->o->fault_zap_ms,
-                        .max_peers = 256}; /* default credit: small parts take three times their bytes in
+                        /* Above the 512 edges that a coordinator admits by default: one too many is cut
+                           without a word. */
+                        .max_peers = 576}; /* default credit: small parts take three times their bytes in
                                               memory, and 64 MiB is the promise */
     char bound[CW_ADDRESS_MAX];
     const char *listen = s->o->listen ? s->o->listen : "tcp://127.0.0.1:*";
