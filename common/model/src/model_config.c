@@ -124,10 +124,10 @@ static void read_name(reader *r)
     if (cw_gguf_get_str(r->g, "general.name", &s, NULL) != CW_OK || s.len == 0)
         s = (cw_gguf_str){cw_arch_name(r->c->arch), strlen(cw_arch_name(r->c->arch))};
     size_t n = s.len < sizeof r->c->name - 1 ? s.len : sizeof r->c->name - 1;
-    for (size_t i = 0; i < n; i++) {
-        unsigned char ch = (unsigned char)s.data[i];
-        r->c->name[i] = ch < 0x20 || ch == 0x7f ? '?' : (char)ch; /* it is printed on terminals */
-    }
+    memcpy(r->c->name, s.data, n);
+    for (char *p = r->c->name; p < r->c->name + n; p++)
+        if (!*p) *p = '?';
+    cw_text_printable(r->c->name);
 }
 
 static cw_status read_ints(reader *r)

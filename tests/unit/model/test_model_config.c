@@ -222,6 +222,15 @@ static void rotation_pairs_are_adjacent_or_halves(void **state)
 
 /* --- hostile files --- */
 
+static void an_architecture_cannot_drive_a_terminal(void **state)
+{
+    (void)state;
+    model_spec s = model_spec_llama();
+    s.arch = "x\xc2\x9b"
+             "2J\xff"; /* U+009B is CSI; ESC is refused in the keys that begin with it */
+    read_fails(&s, CW_STATUS_UNSUPPORTED, "\"x??2J?\"");
+}
+
 static void bad_numbers_are_refused_by_name(void **state)
 {
     (void)state;
@@ -387,6 +396,7 @@ int main(void)
         cmocka_unit_test(scaling_none_ignores_what_stands_beside_it),
         cmocka_unit_test(linear_scaling_and_divisors_divide),
         cmocka_unit_test(rotation_pairs_are_adjacent_or_halves),
+        cmocka_unit_test(an_architecture_cannot_drive_a_terminal),
         cmocka_unit_test(bad_numbers_are_refused_by_name),
         cmocka_unit_test(bad_dense_models_are_refused),
         cmocka_unit_test(every_tensor_is_missed_and_measured_by_name),

@@ -57,6 +57,11 @@ const char *cw_status_name(cw_status s);
 
 /* Fills *err (may be NULL) and returns `code`, so that `return CW_FAIL(err, CW_STATUS_IO, "...")` reads well. */
 cw_status cw_err_set(cw_err *err, cw_status code, const char *file, int line, const char *fmt, ...) CW_PRINTF(5, 6);
+/*
+ * Makes a text from outside fit for terminals, logs and JSON, in place: control characters (in UTF-8 also U+0080..9F)
+ * and bytes that are not UTF-8 become '?'. The two functions above and below do it to every sentence.
+ */
+void cw_text_printable(char *text);
 /* Puts "PREFIX: " before the text that is there already; returns err->code. */
 cw_status cw_err_prefix(cw_err *err, const char *fmt, ...) CW_PRINTF(2, 3);
 
