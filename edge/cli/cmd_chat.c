@@ -18,6 +18,7 @@ typedef struct {
     cw_chat_message *messages; /* contents are ours */
     size_t n, cap;
     bool offline; /* the fallback speaks by the user's wish */
+    bool away;    /* it speaks because the experts were lost and are not back */
     cw_talk_stats last;
     int64_t n_answers, n_tokens, decode_us;
     cli_worker_line workers[CLI_MAX_WORKERS];
@@ -59,7 +60,7 @@ static cw_status start_over(chat *c, cw_err *err)
 
 static const char *mode_now(const chat *c)
 {
-    return c->offline ? "offline" : cli_mode_name(c->setup.mode);
+    return c->offline || c->away ? "offline" : cli_mode_name(c->setup.mode);
 }
 
 static void print_summary(chat *c)
@@ -87,6 +88,30 @@ static char *raw_text(const chat *c)
     return text;
 }
 
+/*
+ * An answer waits some seconds for experts that are out of reach before the fallback goes on. Once that has
+ * happened, the next answers are the fallback's at once, until every expert can be reached again.
+ */
+static void look_for_experts(chat *c)
+{
+    if (c->offline || !c->setup.land || !c->setup.fallback) return;
+    bool was_away = c->away;
+    if (c->last.n_fallback > 0) c->away = true;
+    if (!c->away) return;
+    cw_mainland_status st;
+    cw_mainland_get_status(c->setup.land, &st);
+    c->away = !st.covered;
+    char sentence[sizeof st.why + 256];
+    if (c->away)
+        snprintf(sentence, sizeof sentence, "%s is out of reach (%s); %s answers",
+                 cw_speaker_name(c->setup.main), st.why, cw_speaker_name(c->setup.fallback));
+    else
+        snprintf(sentence, sizeof sentence, "%s can be reached again", cw_speaker_name(c->setup.main));
+    if (c->away || was_away) cli_printer_notice(&c->printer, sentence);
+    cw_err err;
+    CW_ASSERT(cw_talk_use_fallback(c->talk, c->away, &err) == CW_OK); /* both are there */
+}
+
 /* One question. Errors end the answer, not the chat. */
 static void ask(chat *c, const char *text)
 {
@@ -96,6 +121,7 @@ static void ask(chat *c, const char *text)
     if (s == CW_OK && c->o->raw && !(raw = raw_text(c)))
         s = CW_FAIL(&err, CW_STATUS_NO_MEMORY, "out of memory");
     if (s == CW_OK) {
+        look_for_experts(c);
         cw_talk_prompt p = {.messages = c->messages, .n_messages = c->n, .raw = raw};
         s = cw_talk_answer(c->talk, &p, &c->last, &err);
         size_t len;
@@ -120,7 +146,7 @@ static void ask(chat *c, const char *text)
 static void show_mode(const chat *c)
 {
     const cli_setup *s = &c->setup;
-    const cw_speaker *who = c->offline || !s->main ? s->fallback : s->main;
+    const cw_speaker *who = c->offline || c->away || !s->main ? s->fallback : s->main;
     fprintf(stderr, "mode %s with %s%s%s\n", mode_now(c), cw_speaker_name(who), *s->why ? ": " : "", s->why);
     if (s->land) {
         cw_mainland_status st;
@@ -145,6 +171,7 @@ static void set_mode(chat *c, const char *word)
         return;
     }
     c->offline = offline;
+    c->away = false;
     show_mode(c);
 }
 
@@ -234,6 +261,7 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
     c.o = o;
     if (o->raw && o->system) return cli_usage("--system is part of a chat template, which --raw leaves out");
     cli_printer_init(&c.printer, o->json, o->quiet, stdout, stderr);
+    c.printer.on_failure = cw_signal_stop;
     cw_status s = cli_setup_open(o, &c.setup, &err);
     if (s == CW_OK) {
         s = open_talk(&c, &err);
@@ -249,5 +277,9 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
         cli_setup_close(&c.setup);
     }
     if (s != CW_OK && !cw_signal_stopped()) return cli_fail(&err);
+    if (c.printer.failed) {
+        err = (cw_err){.text = "standard output could not be written"};
+        return cli_fail(&err);
+    }
     return 0;
 }

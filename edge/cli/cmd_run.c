@@ -48,6 +48,8 @@ int cli_run(const cli_options *o, const cw_parsed *p)
 {
     (void)p;
     if (o->raw && o->system) return cli_usage("--system is part of a chat template, which --raw leaves out");
+    if (strcmp(o->prompt, "-") == 0 && o->join && strcmp(o->join, "-") == 0)
+        return cli_usage("--prompt and --join cannot both be read from standard input");
     char *prompt = NULL;
     cw_err err = {0};
     /* Only "-" is indirect here: a prompt may well begin with an at sign. */
@@ -59,6 +61,7 @@ int cli_run(const cli_options *o, const cw_parsed *p)
     }
     cli_printer printer;
     cli_printer_init(&printer, o->json, o->quiet, stdout, stderr);
+    printer.on_failure = cw_signal_stop; /* a closed pipe ends the answer, as a signal would */
     cli_setup s;
     cw_status st = cli_setup_open(o, &s, &err);
     if (st == CW_OK) {

@@ -11,6 +11,13 @@ void cli_printer_init(cli_printer *p, bool json, bool quiet, FILE *out, FILE *no
     p->tty = !json && isatty(fileno(out)) != 0;
 }
 
+/* Whoever read the answer is gone: nothing of it will be read any more. */
+static void fail(cli_printer *p)
+{
+    if (!p->failed && p->on_failure) p->on_failure();
+    p->failed = true;
+}
+
 static void piece_json(cli_printer *p, const char *model, cw_span_kind kind, const char *text, size_t len)
 {
     if (kind == CW_SPAN_MARKER) return;
@@ -22,7 +29,7 @@ static void piece_json(cli_printer *p, const char *model, cw_span_kind kind, con
     cw_json_kstr(&j, "model", model);
     cw_json_kstr(&j, "kind", kind == CW_SPAN_REASONING ? "reasoning" : "answer");
     cw_json_end(&j);
-    if (!cw_json_done(&j)) p->failed = true;
+    if (!cw_json_done(&j)) fail(p);
 }
 
 /* Bytes at s that a terminal would obey instead of showing: C0 but tab and newline, DEL, and C1 in UTF-8. */
@@ -75,7 +82,7 @@ void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const ch
         fwrite(text, 1, len, p->out);
         p->last = text[len - 1];
     }
-    if (fflush(p->out) != 0) p->failed = true;
+    if (fflush(p->out) != 0) fail(p);
 }
 
 void cli_printer_notice(void *ctx, const char *sentence)
@@ -90,7 +97,7 @@ void cli_printer_end(cli_printer *p)
     set_dim(p, false);
     if (p->last != '\n') fputc('\n', p->out);
     p->last = 0;
-    if (fflush(p->out) != 0) p->failed = true;
+    if (fflush(p->out) != 0) fail(p);
 }
 
 double cli_tokens_per_second(const cw_talk_stats *s)
@@ -133,7 +140,7 @@ static void summary_json(cli_printer *p, const cli_summary *s)
     cw_json_end(&j);
     cw_json_end(&j);
     cw_json_end(&j);
-    if (!cw_json_done(&j)) p->failed = true;
+    if (!cw_json_done(&j)) fail(p);
 }
 
 static void summary_text(cli_printer *p, const cli_summary *s)

@@ -13,6 +13,7 @@ typedef struct {
     FILE *out, *note; /* answer; notices and summary */
     bool json, tty, quiet;
     bool dim, failed;
+    void (*on_failure)(void); /* called once when the output cannot be written; NULL: nobody */
     char last; /* last character written of the answer, 0 at its beginning */
 } cli_printer;
 

@@ -147,12 +147,6 @@ static cw_status check_fits(const cli_options *o, const char *path, cw_err *err)
     return CW_OK;
 }
 
-static cw_status open_local(const cli_options *o, cli_setup *s, cw_err *err)
-{
-    s->mode = CLI_MODE_LOCAL;
-    return open_speaker(o, s, s->model_path, CW_ENGINE_LOCAL, &s->main, err);
-}
-
 static cw_status open_split(const cli_options *o, cli_setup *s, int wait_ms, cw_err *err)
 {
     s->mode = CLI_MODE_SPLIT;
@@ -167,6 +161,14 @@ static cw_status open_fallback(const cli_options *o, cli_setup *s, cw_err *err)
     if (!s->fallback_path) return CW_OK;
     cw_status st = open_speaker(o, s, s->fallback_path, CW_ENGINE_LOCAL, &s->fallback, err);
     return st == CW_OK ? st : cw_err_prefix(err, "fallback");
+}
+
+/* Nothing can get out of reach here, so a fallback is loaded only where it was asked for. */
+static cw_status open_local(const cli_options *o, cli_setup *s, cw_err *err)
+{
+    s->mode = CLI_MODE_LOCAL;
+    CW_TRY(open_speaker(o, s, s->model_path, CW_ENGINE_LOCAL, &s->main, err));
+    return o->fallback ? open_fallback(o, s, err) : CW_OK;
 }
 
 /* The first that works: the cluster when there is a way to it, all experts here, the fallback alone. */

@@ -65,6 +65,7 @@ class Usage(unittest.TestCase):
         self.refused(2, "--mode is one of", "run", "-p", "x", "--mode", "fast")
         self.refused(2, "CAUSEWAY_TEMP", "run", "-p", "x", env={"CAUSEWAY_TEMP": "hot"})
         self.refused(2, "--raw", "run", "-p", "x", "--raw", "--system", "y")
+        self.refused(2, "--prompt and --join cannot both be read from standard input", "run", "-p", "-", "--join", "-", stdin="x")
         self.refused(2, "is not a number", "logits", "--tokens", "1,x", "--after", "1", "--out", "/dev/null")
         self.refused(2, "there are 2 tokens", "logits", "--tokens", "1,2", "--after", "3", "--out", "/dev/null")
         self.refused(2, "TEXT is missing", "tokenize")
@@ -225,6 +226,19 @@ class Run(unittest.TestCase):
         self.assertEqual(r.returncode, 1)
         self.assertIn("could not be written", r.stderr)
 
+    def test_nobody_reading_ends_the_answer(self):
+        # Never ends by itself before its context is full, which is minutes away for this kernel and one thread.
+        begin = time.monotonic()
+        p = subprocess.Popen([BIN / "causeway", "run", "--raw", "-p", "Once upon a time", "-n", "0", "--temp", "5", "--isa", "scalar", "--threads", "1", "--json"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV, stdin=subprocess.DEVNULL)
+        p.stdout.readline()
+        p.stdout.close()
+        err = p.stderr.read()
+        p.stderr.close()
+        self.assertEqual(p.wait(20 * PATIENCE), 1, err)
+        self.assertIn(b"could not be written", err)
+        self.assertLess(time.monotonic() - begin, 10 * PATIENCE)
+
     def test_sigterm_is_a_clean_stop(self):
         p = subprocess.Popen([BIN / "causeway", "run", "--raw", "-p", "Once upon a time", "-n", "0", "--temp", "5", "--isa", "scalar", "--threads", "1"],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV, stdin=subprocess.DEVNULL)
@@ -246,6 +260,12 @@ class Chat(unittest.TestCase):
     def test_a_missing_fallback_cannot_be_asked_for(self):
         r = ok("chat", "--mode", "local", stdin="/mode offline\n")
         self.assertIn("there is no fallback model", r.stderr)
+
+    def test_a_fallback_that_was_named_can_be_asked_for(self):
+        r = ok("chat", "--mode", "local", "--fallback", STUDENT, "--json", "-n", "4", stdin="Hello!\n/mode offline\nHello!\n/mode auto\nHello!\n")
+        lines = [json.loads(line) for line in r.stdout.splitlines()]
+        self.assertEqual([line["summary"]["ended_by_model"] for line in lines if "summary" in line],
+                         ["Causeway demo teacher", "Causeway demo student", "Causeway demo teacher"])
 
     def test_an_unknown_template_is_refused_before_the_first_question(self):
         data = STUDENT.read_bytes()

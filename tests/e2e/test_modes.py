@@ -114,6 +114,38 @@ class TheTideComesIn(unittest.TestCase):
             self.assertGreater(summary["fallback_tokens"], 0)
             self.assertLess(time.monotonic() - gone, 45 * PATIENCE)
 
+    def test_a_chat_waits_for_lost_experts_once_and_goes_back_to_them(self):
+        with Cluster() as c:
+            worker = c.start_worker("a")
+            p = subprocess.Popen([str(a) for a in (BIN / "causeway", "chat", "-m", TEACHER, "--fallback", STUDENT, "--mode", "split", "--join", c.join("edge"),
+                                                   "-n", "5", "--json")],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=Edge(c).env)
+
+            def ask():
+                begin = time.monotonic()
+                p.stdin.write("Hello!\n")
+                p.stdin.flush()
+                for line in p.stdout:
+                    summary = json.loads(line).get("summary")
+                    if summary:
+                        return summary, time.monotonic() - begin
+                raise AssertionError(p.stderr.read())
+
+            self.assertEqual(ask()[0]["ended_by_model"], MODEL)
+            worker.kill()
+            lost, _ = ask()
+            self.assertEqual((lost["ended_by_model"], lost["fallback_tokens"]), (FALLBACK, lost["tokens"]))
+            for _ in range(2):
+                known, seconds = ask()
+                self.assertEqual((known["ended_by_model"], known["mode"]), (FALLBACK, "offline"))
+                self.assertLess(seconds, 2 * PATIENCE)
+            c.start_worker("b")
+            eventually("the experts answer again", lambda: ask()[0]["ended_by_model"] == MODEL, seconds=40)
+            _, err = p.communicate(timeout=30 * PATIENCE)
+            self.assertEqual(p.returncode, 0, err)
+            self.assertIn(f"{MODEL} can be reached again", err)
+            self.assertIn(f"{FALLBACK} answers", err)
+
     def test_without_a_fallback_the_answer_fails_with_a_sentence(self):
         with Cluster() as c:
             worker = c.start_worker("a")

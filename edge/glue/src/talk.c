@@ -272,6 +272,7 @@ static bool is_out_of_reach(cw_status s)
     case CW_STATUS_REFUSED:
     case CW_STATUS_AUTH:
     case CW_STATUS_PROTOCOL:
+    case CW_STATUS_MISMATCH: /* a worker that turned out to hold another model */
     case CW_STATUS_NOT_HERE: return true;
     default: return false;
     }

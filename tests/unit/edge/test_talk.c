@@ -17,12 +17,13 @@ typedef struct {
     cw_experts base;
     cw_experts *inner;
     int calls_left; /* then out of reach */
+    cw_status lost; /* with this status */
 } gated;
 
 static cw_status gated_submit(cw_experts *self, const cw_expert_call *call, uint64_t *ticket, cw_err *err)
 {
     gated *g = (gated *)self;
-    if (g->calls_left == 0) return CW_FAIL(err, CW_STATUS_UNREACHABLE, "the gate is closed");
+    if (g->calls_left == 0) return CW_FAIL(err, g->lost, "the gate is closed");
     g->calls_left--;
     return cw_experts_submit(g->inner, call, ticket, err);
 }
@@ -73,6 +74,7 @@ static int open_models(void **state)
             if (cw_expert_set_add_from_gguf(demo.set, cw_speaker_file(demo.teacher), l, x, &err) != CW_OK)
                 return -1;
     demo.experts.base.vt = &gated_vtable;
+    demo.experts.lost = CW_STATUS_UNREACHABLE;
     if (cw_experts_local_new(demo.set, cw_engine_kernels(e), NULL, cw_engine_max_rows(e), c->n_used,
                              &demo.experts.inner, &err) != CW_OK)
         return -1;
@@ -195,6 +197,22 @@ static void the_fallback_goes_on_in_mid_sentence(void **state)
     cw_talk_free(&t);
 }
 
+static void the_fallback_answers_for_a_worker_with_another_model(void **state)
+{
+    (void)state;
+    heard h;
+    cw_err err;
+    cw_talk_stats st;
+    cw_talk *t = new_talk(&h, true, 0);
+    demo.experts.calls_left = 0;
+    demo.experts.lost = CW_STATUS_MISMATCH;
+    assert_int_equal(ask(t, "Who are you?", &st, &err), CW_OK);
+    demo.experts.lost = CW_STATUS_UNREACHABLE;
+    assert_int_equal(h.n_teacher, 0);
+    assert_true(h.n_student > 0);
+    cw_talk_free(&t);
+}
+
 static void the_token_loop_allocates_nothing(void **state)
 {
     (void)state;
@@ -247,6 +265,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_big_model_answers_and_thinks),
         cmocka_unit_test(the_fallback_goes_on_in_mid_sentence),
+        cmocka_unit_test(the_fallback_answers_for_a_worker_with_another_model),
         cmocka_unit_test(the_token_loop_allocates_nothing),
         cmocka_unit_test(answers_end_where_they_are_told_to),
     };
