@@ -179,8 +179,21 @@ static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 static inline vi vi_set1_8(char c) { return _mm512_set1_epi8(c); }
 static inline vi vi_add32(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi vi_add8(vi a, vi b) { return _mm512_add_epi8(a, b); }
-static inline vi vi_sub8(vi a, vi b) { return _mm512_sub_epi8(a, b); }
-static inline vi vi_gather8(const int8_t *p, vi v) { return _mm512_i32gather_epi32(v, p, 8); }
+static ALWAYS_INLINE vi vi_negated(vi v, vi signs, const int h)
+{
+    const __m512i spread = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    const __m512i bits = _mm512_set1_epi32(h ? (int)0x80402010 : 0x08040201);
+    __mmask64 is = _mm512_test_epi8_mask(_mm512_shuffle_epi8(signs, spread), bits);
+    return _mm512_mask_sub_epi8(v, is, _mm512_setzero_si512(), v);
+}
+static ALWAYS_INLINE void vi_gather8(const int8_t *p, vi v, vi *out)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512i a = _mm512_i32gather_epi64(_mm512_castsi512_si256(v), p, 8);
+    __m512i b = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(v, 1), p, 8);
+    out[0] = _mm512_permutex2var_epi32(a, even, b);
+    out[1] = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
 static inline vi vi_gather4(const int8_t *p, vi v) { return _mm512_i32gather_epi32(v, p, 4); }
 static inline vi vi_mul32(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
 static ALWAYS_INLINE vi vi_shl(vi v, int n) { return _mm512_slli_epi16(v, (unsigned)n); }

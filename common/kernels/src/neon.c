@@ -226,18 +226,30 @@ static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 static inline vi vi_set1_8(char c) { return of_u8(vdupq_n_u8((uint8_t)c)); }
 static inline vi vi_add32(vi a, vi b) { return vaddq_s32(a, b); }
 static inline vi vi_add8(vi a, vi b) { return of_u8(vaddq_u8(u8(a), u8(b))); }
-static inline vi vi_sub8(vi a, vi b) { return of_u8(vsubq_u8(u8(a), u8(b))); }
-static inline vi gather(const int8_t *p, vi v, int stride)
+static ALWAYS_INLINE vi vi_negated(vi v, vi signs, const int h)
 {
+    const uint8x16_t spread = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+    const uint8x16_t bits = u8(vdupq_n_s32(h ? (int32_t)0x80402010 : 0x08040201));
+    uint8x16_t is = vtstq_u8(vqtbl1q_u8(u8(signs), spread), bits);
+    return of_u8(vsubq_u8(veorq_u8(u8(v), is), is));
+}
+static inline vi vi_gather4(const int8_t *p, vi v)
+{
+    int32_t at[4];
     uint32_t r[4];
-    r[0] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 0));
-    r[1] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 1));
-    r[2] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 2));
-    r[3] = cw_load_u32((const uint8_t *)p + stride * vgetq_lane_s32(v, 3));
+    vst1q_s32(at, v);
+    for (int i = 0; i < 4; i++) r[i] = cw_load_u32((const uint8_t *)p + 4 * at[i]);
     return vreinterpretq_s32_u32(vld1q_u32(r));
 }
-static inline vi vi_gather8(const int8_t *p, vi v) { return gather(p, v, 8); }
-static inline vi vi_gather4(const int8_t *p, vi v) { return gather(p, v, 4); }
+static inline void vi_gather8(const int8_t *p, vi v, vi *out)
+{
+    int32_t at[4];
+    vst1q_s32(at, v);
+    int32x4_t a = vreinterpretq_s32_s8(vcombine_s8(vld1_s8(p + 8 * at[0]), vld1_s8(p + 8 * at[1])));
+    int32x4_t b = vreinterpretq_s32_s8(vcombine_s8(vld1_s8(p + 8 * at[2]), vld1_s8(p + 8 * at[3])));
+    out[0] = vuzp1q_s32(a, b);
+    out[1] = vuzp2q_s32(a, b);
+}
 static inline vi vi_mul32(vi a, vi b) { return vmulq_s32(a, b); }
 static ALWAYS_INLINE vi vi_shl(vi v, int n) { return of_u16(vshlq_u16(u16(v), vdupq_n_s16((int16_t)n))); }
 static ALWAYS_INLINE vi vi_shr(vi v, int n) { return of_u16(vshlq_u16(u16(v), vdupq_n_s16((int16_t)-n))); }

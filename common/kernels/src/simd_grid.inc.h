@@ -1,7 +1,7 @@
 /*
  * Part of simd_matmul.inc.h: formats with a codebook. A panel holds the block's bytes as 4-byte words with
  * the rows side by side, so a register of words is LANES rows; codes are looked up in the codebook a lane at
- * a time (a gather), four values of it at once. tensor/src/block_iq.c says what the words mean.
+ * a time (a gather), eight or four values of it at once. tensor/src/block_iq.c says what the words mean.
  */
 
 /* Which word layout; GRID_NONE: planes. */
@@ -49,29 +49,13 @@ static ALWAYS_INLINE vf grid_d_in_words(const uint8_t *q)
     return vf_mul(vf_cast(vi_or(size, sign)), vf_set1(0x1p112f));
 }
 
-/* Four points negated where the low four bits of `signs` say so. */
-static ALWAYS_INLINE vi negated(vi points, vi signs)
+/* Eight signs of which seven are stored; the eighth makes them even. */
+static ALWAYS_INLINE vi eight_signs(vi seven)
 {
-    vi ones = vi_mul32(vi_and(signs, vi_set1_i32(15)), vi_set1_i32(0x204081)); /* bit j to byte j */
-    vi mask = vi_sub8(vi_set1_8(0), vi_and(ones, vi_set1_8(1)));
-    return vi_sub8(vi_xor(points, mask), mask);
-}
-
-/* Signs 4 * half .. 4 * half + 3 of eight, of which seven are in `seven` and the last makes them even. */
-static ALWAYS_INLINE vi half_of_signs(vi seven, const int half)
-{
-    if (half == 0) return seven;
     vi p = vi_xor(seven, vi_shr32(seven, 4));
     p = vi_xor(p, vi_shr32(p, 2));
     p = vi_and(vi_xor(p, vi_shr32(p, 1)), vi_set1_i32(1));
-    return vi_or(vi_shr32(seven, 4), vi_shl32(p, 3));
-}
-
-/* IQ1: points of eighths, an eighth more or (down = 1) less. */
-static ALWAYS_INLINE vi shifted(vi points, vi down)
-{
-    vi mask = vi_add32(vi_xor(down, vi_set1_i32(1)), vi_set1_i32(-1));
-    return vi_add8(points, vi_or(vi_set1_8(1), mask));
+    return vi_or(seven, vi_shl32(p, 7));
 }
 
 static ALWAYS_INLINE vi upper(vi low, vi high)
@@ -79,35 +63,55 @@ static ALWAYS_INLINE vi upper(vi low, vi high)
     return vi_or(low, vi_shl32(high, 8));
 }
 
-/* Group g of block `sub`: values 4g .. 4g + 3 of each row as int8. */
-static ALWAYS_INLINE vi grid_group(const grid_kind kind, const uint8_t *q, int sub, const int g)
+/* IQ1: points of eighths, an eighth more or (down = 1) less. */
+static ALWAYS_INLINE void shift_eight(vi down, vi *v)
 {
-    const int l = g / 2, half = g % 2; /* of eights, and of the eight */
-    vi code, v;
+    vi by = vi_or(vi_set1_8(1), vi_add32(vi_xor(down, vi_set1_i32(1)), vi_set1_i32(-1)));
+    v[0] = vi_add8(v[0], by);
+    v[1] = vi_add8(v[1], by);
+}
+
+static ALWAYS_INLINE void sign_eight(vi signs, vi *v)
+{
+    v[0] = vi_negated(v[0], signs, 0);
+    v[1] = vi_negated(v[1], signs, 1);
+}
+
+/* Values 8l .. 8l + 7 of block `sub` of each row, as int8: the first four in v[0]. */
+static ALWAYS_INLINE void grid_eight(const grid_kind kind, const uint8_t *q, int sub, const int l, vi *v)
+{
+    const int at = 16 * (sub % 2); /* IQ1: of the block's 16 bits of the rest */
     switch (kind) {
     case GRID_IQ1_S:
-        code = upper(field(q, sub, 8 * l, 8), field(q, 8 + sub / 2, 16 * (sub % 2) + 3 * l, 3));
-        v = vi_gather8(cw_grid_iq1[0] + 4 * half, code);
-        return shifted(v, field(q, 8 + sub / 2, 16 * (sub % 2) + 15, 1));
+        vi_gather8(cw_grid_iq1[0], upper(field(q, sub, 8 * l, 8), field(q, 8 + sub / 2, at + 3 * l, 3)), v);
+        shift_eight(field(q, 8 + sub / 2, at + 15, 1), v);
+        break;
     case GRID_IQ1_M:
-        code = upper(field(q, sub, 8 * l, 8), field(q, 8 + sub / 2, 16 * (sub % 2) + 4 * l, 3));
-        v = vi_gather8(cw_grid_iq1[0] + 4 * half, code);
-        return shifted(v, field(q, 8 + sub / 2, 16 * (sub % 2) + 4 * l + 3, 1));
+        vi_gather8(cw_grid_iq1[0], upper(field(q, sub, 8 * l, 8), field(q, 8 + sub / 2, at + 4 * l, 3)), v);
+        shift_eight(field(q, 8 + sub / 2, at + 4 * l + 3, 1), v);
+        break;
     case GRID_IQ2_XXS:
-        v = vi_gather8(cw_grid_iq2_xxs[0] + 4 * half, field(q, 2 * sub, 8 * l, 8));
-        return negated(v, half_of_signs(field(q, 2 * sub + 1, 7 * l, 7), half));
+        vi_gather8(cw_grid_iq2_xxs[0], field(q, 2 * sub, 8 * l, 8), v);
+        sign_eight(eight_signs(field(q, 2 * sub + 1, 7 * l, 7)), v);
+        break;
     case GRID_IQ2_XS:
-        v = vi_gather8(cw_grid_iq2_xs[0] + 4 * half, field(q, 2 * sub + l / 2, 16 * (l % 2), 9));
-        return negated(v, half_of_signs(field(q, 2 * sub + l / 2, 16 * (l % 2) + 9, 7), half));
+        vi_gather8(cw_grid_iq2_xs[0], field(q, 2 * sub + l / 2, 16 * (l % 2), 9), v);
+        sign_eight(eight_signs(field(q, 2 * sub + l / 2, 16 * (l % 2) + 9, 7)), v);
+        break;
     case GRID_IQ2_S:
-        code = upper(field(q, sub, 8 * l, 8), field(q, 16 + sub / 4, 8 * (sub % 4) + 2 * l, 2));
-        v = vi_gather8(cw_grid_iq2_s[0] + 4 * half, code);
-        return negated(v, field(q, 8 + sub, 4 * g, 4));
+        vi_gather8(cw_grid_iq2_s[0],
+                   upper(field(q, sub, 8 * l, 8), field(q, 16 + sub / 4, 8 * (sub % 4) + 2 * l, 2)), v);
+        sign_eight(field(q, 8 + sub, 8 * l, 8), v);
+        break;
     case GRID_IQ3_XXS:
-        v = vi_gather4(cw_grid_iq3_xxs[0], field(q, 2 * sub + g / 4, 8 * (g % 4), 8));
-        return negated(v, half_of_signs(field(q, 16 + sub, 7 * l, 7), half));
+        for (int h = 0; h < 2; h++)
+            v[h] = vi_gather4(cw_grid_iq3_xxs[0], field(q, 2 * sub + l / 2, 16 * (l % 2) + 8 * h, 8));
+        sign_eight(eight_signs(field(q, 16 + sub, 7 * l, 7)), v);
+        break;
     default:
-        code = upper(field(q, 2 * sub + g / 4, 8 * (g % 4), 8), field(q, 16 + sub / 4, 8 * (sub % 4) + g, 1));
-        return negated(vi_gather4(cw_grid_iq3_s[0], code), field(q, 18 + sub, 4 * g, 4));
+        for (int h = 0; h < 2; h++)
+            v[h] = vi_gather4(cw_grid_iq3_s[0], upper(field(q, 2 * sub + l / 2, 16 * (l % 2) + 8 * h, 8),
+                                                      field(q, 16 + sub / 4, 8 * (sub % 4) + 2 * l + h, 1)));
+        sign_eight(field(q, 18 + sub, 8 * l, 8), v);
     }
 }

@@ -13,18 +13,17 @@
  *   vf_cast(v)                           the bits of int32 lanes as f32
  *   vi_u8(p) vi_set1_i32 vi_shl32 vi_shr32(v, n)
  *                                        LANES bytes to int32, an int32 in each lane, logical shifts of them
- *   vi_add8 vi_sub8                      bytewise
- *   vi_gather8(p, v) vi_gather4(p, v)    lanes of 4 bytes from p + 8 * v, p + 4 * v
- *   vi_load vi_and vi_or vi_xor vi_set1_8 vi_add32 vi_mul32
- *   vi_shl(v, n) vi_shr(v, n)            on 16-bit lanes; bits that cross bytes are masked off
- *   SIGNED_CODES(bits, lut)              whether codes of 8 bits or through a table are wanted as int8; else
- * they stay offset by 128 vi_lut_load(lut, sgn)                16 bytes for vi_lut, offset by 128 unless sgn
- *   vi_lut(table, v)                     table[v] bytewise
- *   vi_dot(w, x, g0, g1, bits, sgn, init)
- *                                        init + the sum over groups g0..g1-1 of w[g] (4 codes a lane) with
- * x[4g..] ROWS_MAX                             rows of y whose accumulators fit the registers: 8 or 4
- *   PREFETCH_BYTES                       how far ahead in the panel to ask for memory
- *   MATMUL(name)                         names the functions
+ *   vi_add8                              bytewise
+ *   vi_negated(v, signs, h)              byte j of a lane negated where bit 4h + j of the lane of signs is
+ * set vi_gather4(p, v)                     lanes of 4 bytes from p + 4 * v vi_gather8(p, v, out) 8 bytes from
+ * p + 8 * v: the first four in out[0], the others in out[1] vi_load vi_and vi_or vi_xor vi_set1_8 vi_add32
+ * vi_mul32 vi_shl(v, n) vi_shr(v, n)            on 16-bit lanes; bits that cross bytes are masked off
+ * SIGNED_CODES(bits, lut)              whether codes of 8 bits or through a table are wanted as int8; else
+ * they stay offset by 128 vi_lut_load(lut, sgn) 16 bytes for vi_lut, offset by 128 unless sgn vi_lut(table,
+ * v)                     table[v] bytewise vi_dot(w, x, g0, g1, bits, sgn, init) init + the sum over groups
+ * g0..g1-1 of w[g] (4 codes a lane) with x[4g..] ROWS_MAX rows of y whose accumulators fit the registers: 8
+ * or 4 PREFETCH_BYTES                       how far ahead in the panel to ask for memory MATMUL(name) names
+ * the functions
  */
 /* clang-format on */
 
@@ -49,13 +48,8 @@ static ALWAYS_INLINE cw_layout layout_of(const q_spec s)
 }
 
 /* Group g of 32 values of LANES rows: values 4g..4g+3 of each. q: the planes, at the strip's first lane. */
-static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, int sub, const int g,
-                                 vi table)
+static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, const int g, vi table)
 {
-    if (s.grid) {
-        vi v = grid_group(s.grid, q, sub, g);
-        return sgn ? v : vi_xor(v, vi_set1_8((char)0x80));
-    }
     if (s.bits == 8) {
         vi v = vi_load(q + 64 * g);
         return sgn ? vi_xor(v, vi_set1_8((char)0x80)) : v;
@@ -149,6 +143,7 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
 #pragma GCC unroll 2
     for (int h = 0; h < halves; h++) {
         vq part[Q_ROWS][Q_STRIPS];
+        vi eight[Q_STRIPS][2]; /* with a codebook: groups g and g + 1 */
 #pragma GCC unroll 8
         for (int i = 0; i < nr; i++) {
             int64_t at = x_at[i] + block;
@@ -162,7 +157,12 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
             const int g = 8 / halves * h + e;
             vi w[Q_STRIPS];
 #pragma GCC unroll 2
-            for (int t = 0; t < ns; t++) w[t] = group_of(s, sgn, q[t], sub, g, table);
+            for (int t = 0; t < ns; t++) {
+                if (s.grid && g % 2 == 0) grid_eight(s.grid, q[t], sub, g / 2, eight[t]);
+                w[t] = !s.grid ? group_of(s, sgn, q[t], g, table)
+                       : sgn   ? eight[t][g % 2]
+                               : vi_xor(eight[t][g % 2], vi_set1_8((char)0x80));
+            }
 #pragma GCC unroll 8
             for (int i = 0; i < nr; i++) {
                 vi x = vi_set1_32(a->q + 32 * (x_at[i] + block) + 4 * g);
