@@ -42,7 +42,7 @@ int main(int argc, char **argv)
     }
     gguf_writer_tensor(w, "t", 0, 2, (const int64_t[]){4, 2}, NULL, 32);
     gguf_writer_tensor(w, "u", 8, 3, (const int64_t[]){32, 2, 2}, NULL, 136);
-    gguf_writer_tensor(w, "v", 11, 1, (const int64_t[]){256}, NULL, 110);
+    gguf_writer_tensor(w, "v", 35, 1, (const int64_t[]){256}, NULL, 66);
     save(w, argv[1], "all_kinds.gguf");
 
     w = gguf_writer_new();

@@ -25,8 +25,9 @@ MUTANTS = {
             "for (int i = lower_bound(c, (uint32_t)row + 1) - 1; i >= 0 && c->entries[i].row == (uint32_t)row; i--) {")],
     }, "test_model|golden_model_bits"),
     "accumulator-depends-on-m": ("a product of many rows rounds twice where a product of one rounds once", {
-        "common/kernels/src/ref_matmul.c": [("*acc = fmaf(p, (float)isum, *acc);",
-                                             "*acc = row1 - row0 > 4 ? *acc + p * (float)isum : fmaf(p, (float)isum, *acc);")],
+        "common/kernels/src/ref_matmul.c": [(
+            "*acc = add_block(*acc, &sub, mm->a8,",
+            "*acc = (row1 - row0 > 4 ? *acc : 0.0f) + add_block(row1 - row0 > 4 ? 0.0f : *acc, &sub, mm->a8,")],
     }, "test_kernels|test_matmul|golden_model_bits"),
     "rounding-only-on-the-wire": ("local experts hand over rows that were never rounded to f16", {
         "common/model/src/expert_ffn.c": [("!r->kn->row_to_f16(j->f16 + to * d, &j->e[to], y, d);",
@@ -94,10 +95,10 @@ def main():
         sys.exit(f"no mutant {unknown[0]}; there are: {', '.join(MUTANTS)}")
     os.environ["CTEST_OUTPUT_ON_FAILURE"] = "0"
     copy_sources()
-    build()
     survivors = 0
     for name in names:
         what, edits, pattern = MUTANTS[name]
+        build()
         healthy, failed = tests_pass(pattern)
         if not healthy:
             sys.exit(f"{name}: {', '.join(failed)} fail without the mutant")
