@@ -166,7 +166,7 @@ void net_dealer_close(net_link *l)
 {
     cw_free(l->conn);
     l->conn = NULL;
+    net_monitor_close(l->sock, l->mon);
     if (l->sock) zmq_close(l->sock);
-    if (l->mon) zmq_close(l->mon);
     l->sock = l->mon = NULL;
 }

@@ -176,6 +176,9 @@ void net_dealer_close(net_link *l);
 CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame);
 /* A PAIR that receives the events of `sock`; NULL: errno. */
 CW_MUST_USE void *net_monitor_open(cw_net *n, void *sock);
+/* Before `sock` is closed: a socket lives on in its I/O thread for a while, and an event sent to a PAIR that nobody reads
+ * blocks that thread for ever, and with it every connection of the process. Either may be NULL. */
+void net_monitor_close(void *sock, void *mon);
 /* false: no event. */
 CW_MUST_USE bool net_monitor_read(void *mon, uint16_t *event, uint32_t *value);
 

@@ -304,8 +304,8 @@ cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *
 
 void net_listener_free(net_listener *l)
 {
+    net_monitor_close(l->sock, l->mon);
     if (l->sock) zmq_close(l->sock);
-    if (l->mon) zmq_close(l->mon);
     for (size_t i = 0; i < l->n_by_fd; i++) cw_free(l->by_fd[i]);
     cw_free(l->by_fd);
     *l = (net_listener){0};

@@ -54,12 +54,18 @@ void *net_monitor_open(cw_net *n, void *sock)
     void *mon = zmq_socket(n->zmq, ZMQ_PAIR);
     if (mon && zmq_setsockopt(mon, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0 &&
         zmq_setsockopt(mon, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
-        zmq_socket_monitor(sock, name, ZMQ_EVENT_ALL) == 0 && zmq_connect(mon, name) == 0)
+        zmq_socket_monitor(sock, name, ZMQ_EVENT_ALL & ~ZMQ_EVENT_MONITOR_STOPPED) == 0 && zmq_connect(mon, name) == 0)
         return mon;
     int e = errno;
-    if (mon) zmq_close(mon);
+    net_monitor_close(sock, mon);
     errno = e;
     return NULL;
+}
+
+void net_monitor_close(void *sock, void *mon)
+{
+    if (sock) zmq_socket_monitor(sock, NULL, 0);
+    if (mon) zmq_close(mon);
 }
 
 bool net_monitor_read(void *mon, uint16_t *event, uint32_t *value)
