@@ -127,7 +127,17 @@ static cw_status check_ticket(const Cw__Pb__Envelope *env, cw_err *err)
 
 static cw_status check_assign(const Cw__Pb__Envelope *env, cw_err *err)
 {
-    return check_sets(env->assign->n_sets, env->assign->sets, err);
+    const Cw__Pb__Assign *a = env->assign;
+    if (a->n_sources > CW_MAX_SOURCES) return BAD("%zu chunk sources", a->n_sources);
+    for (size_t i = 0; i < a->n_sources; i++) {
+        const Cw__Pb__ChunkSource *c = a->sources[i];
+        if (cw_address_parse(c->address, CW_ADDRESS_CONNECT, NULL, NULL) != CW_OK)
+            return BAD("a chunk source's address is none");
+        if (!is_len(c->key, CW_KEY_BYTES)) return BAD("a chunk source's key has %zu bytes", c->key.len);
+        if (c->ticket.len > 1024) return BAD("the ticket has %zu bytes", c->ticket.len);
+        if (!is_text(c->name, CW_NAME_MAX)) return BAD("a chunk source's name is not plain text");
+    }
+    return check_sets(a->n_sets, a->sets, err);
 }
 static cw_status check_drop(const Cw__Pb__Envelope *env, cw_err *err)
 {
@@ -142,7 +152,53 @@ static cw_status check_holdings(const Cw__Pb__Envelope *env, cw_err *err)
 
 static cw_status check_worker_load(const Cw__Pb__Envelope *env, cw_err *err)
 {
-    return is_speed(env->worker_load->speed) ? CW_OK : BAD("the speed is not a number in range");
+    const Cw__Pb__WorkerLoad *w = env->worker_load;
+    if (!is_speed(w->speed)) return BAD("the speed is not a number in range");
+    if (w->n_loads > CW_WIRE_MAX_LAYERS) return BAD("loads of %zu layers", w->n_loads);
+    for (size_t i = 0; i < w->n_loads; i++) {
+        const Cw__Pb__LayerLoad *l = w->loads[i];
+        if (l->layer >= CW_WIRE_MAX_LAYERS || (i && l->layer <= w->loads[i - 1]->layer))
+            return BAD("loads of layer %u: out of range or order", l->layer);
+        if (l->n_experts != l->n_rows || l->n_experts > CW_WIRE_MAX_EXPERTS)
+            return BAD("loads of %zu experts with %zu numbers", l->n_experts, l->n_rows);
+        for (size_t k = 0; k < l->n_experts; k++)
+            if (l->experts[k] >= CW_WIRE_MAX_EXPERTS || (k && l->experts[k] <= l->experts[k - 1]))
+                return BAD("the load of expert %u: out of range or order", l->experts[k]);
+    }
+    return CW_OK;
+}
+
+static cw_status check_leave(const Cw__Pb__Envelope *env, cw_err *err)
+{
+    return is_text(env->leave->text, CW_TEXT_MAX) ? CW_OK : BAD("a reason to leave is not plain text");
+}
+
+static cw_status check_released(const Cw__Pb__Envelope *env, cw_err *err)
+{
+    return is_text(env->released->text, CW_TEXT_MAX) ? CW_OK : BAD("a release's text is not plain text");
+}
+
+static cw_status check_mismatch(const Cw__Pb__Envelope *env, cw_err *err)
+{
+    const Cw__Pb__Mismatch *m = env->mismatch;
+    if (m->layer >= CW_WIRE_MAX_LAYERS || m->expert >= CW_WIRE_MAX_EXPERTS)
+        return BAD("layer %u, expert %u: out of range", m->layer, m->expert);
+    return m->worker_a != m->worker_b ? CW_OK : BAD("worker %u against itself", m->worker_a);
+}
+
+static cw_status check_audit(const Cw__Pb__Envelope *env, cw_err *err)
+{
+    const Cw__Pb__Audit *a = env->audit;
+    if (a->layer >= CW_WIRE_MAX_LAYERS || a->expert >= CW_WIRE_MAX_EXPERTS)
+        return BAD("layer %u, expert %u: out of range", a->layer, a->expert);
+    return a->n_rows && a->n_rows <= CW_AUDIT_ROWS_MAX ? CW_OK : BAD("an audit of %u rows", a->n_rows);
+}
+
+static cw_status check_audit_result(const Cw__Pb__Envelope *env, cw_err *err)
+{
+    const Cw__Pb__AuditResult *r = env->audit_result;
+    if (r->n_row_hashes > CW_AUDIT_ROWS_MAX) return BAD("an audit's %zu hashes", r->n_row_hashes);
+    return is_text(r->text, CW_TEXT_MAX) ? CW_OK : BAD("an audit's text is not plain text");
 }
 
 static cw_status check_edge_stats(const Cw__Pb__Envelope *env, cw_err *err)
@@ -227,6 +283,11 @@ static const cw_msg_rule rules[] = {
     K(PING) = {"ping", 0, 0, NULL},
     K(PONG) = {"pong", 0, 0, NULL},
     K(BYE) = {"bye", 0, 0, check_bye},
+    K(LEAVE) = {"leave", 0, 0, check_leave},
+    K(RELEASED) = {"released", 0, 0, check_released},
+    K(MISMATCH) = {"mismatch", 0, 0, check_mismatch},
+    K(AUDIT) = {"audit", 0, 0, check_audit},
+    K(AUDIT_RESULT) = {"audit_result", 0, 0, check_audit_result},
 };
 
 const cw_msg_rule *cw_msg_rule_get(cw_msg_kind kind)

@@ -29,9 +29,9 @@ static const rule rules[] = {
     K(EDGE_STATS) = {FROM_E, TO_C, CONTROL, false},
     K(MANIFEST_GET) = {FROM_W, TO_C, STORE, false},
     K(MANIFEST_PART) = {FROM_C, TO_W, STORE, false},
-    K(CHUNK_GET) = {FROM_W, TO_C, STORE, false},
-    K(CHUNK_PART) = {FROM_C, TO_W, STORE, false},
-    K(STORE_FAIL) = {FROM_C, TO_W, STORE, false},
+    K(CHUNK_GET) = {FROM_W, TO_C | TO_W, STORE | DATA, false},
+    K(CHUNK_PART) = {FROM_C | FROM_W, TO_W, STORE | DATA, false},
+    K(STORE_FAIL) = {FROM_C | FROM_W, TO_W, STORE | DATA, false},
     K(CALL) = {FROM_E, TO_W, DATA, false},
     K(REPLY) = {FROM_W, TO_E, DATA, false},
     K(CALL_FAIL) = {FROM_W, TO_E, DATA, false},
@@ -39,17 +39,22 @@ static const rule rules[] = {
     K(PING) = {FROM_C | FROM_W | FROM_E, TO_C | TO_W | TO_E, CONTROL | STORE | DATA, false},
     K(PONG) = {FROM_C | FROM_W | FROM_E, TO_C | TO_W | TO_E, CONTROL | STORE | DATA, false},
     K(BYE) = {FROM_C | FROM_W | FROM_E, TO_C | TO_W | TO_E, CONTROL | STORE | DATA, false},
+    K(LEAVE) = {FROM_W, TO_C, CONTROL, false},
+    K(RELEASED) = {FROM_C, TO_W, CONTROL, false},
+    K(MISMATCH) = {FROM_E, TO_C, CONTROL, false},
+    K(AUDIT) = {FROM_C, TO_W, CONTROL, false},
+    K(AUDIT_RESULT) = {FROM_W, TO_C, CONTROL, false},
 };
 
-/* Who meets whom where: workers and edges at the coordinator's control port, workers at its store, edges at a
- * worker's data port. */
+/* Who meets whom where: workers and edges at the coordinator's control port, workers at its store; edges
+ * at a worker's data port, and other workers there for chunks. */
 static bool meet(cw_side a, cw_side b, Cw__Pb__Purpose purpose)
 {
     unsigned both = 1u << a | 1u << b;
     switch (purpose) {
     case CW__PB__PURPOSE__PURPOSE_CONTROL: return both == (FROM_C | FROM_W) || both == (FROM_C | FROM_E);
     case CW__PB__PURPOSE__PURPOSE_STORE: return both == (FROM_C | FROM_W);
-    case CW__PB__PURPOSE__PURPOSE_DATA: return both == (FROM_W | FROM_E);
+    case CW__PB__PURPOSE__PURPOSE_DATA: return both == (FROM_W | FROM_E) || both == FROM_W;
     default: return false;
     }
 }

@@ -63,7 +63,7 @@ cw_status cw_ticket_sign(const cw_signer *s, const cw_ticket *t, uint8_t **bytes
     b.edge_key = (ProtobufCBinaryData){CW_KEY_BYTES, copy.edge.b};
     b.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, copy.model_digest};
     b.not_after_ms = t->not_after_ms, b.streams = t->streams, b.rows_per_s = t->rows_per_s,
-    b.serial = t->serial;
+    b.serial = t->serial, b.rights = t->right;
     return sign_body(s, ticket_context, &b.base, TICKET_MAX, bytes, n, err);
 }
 
@@ -76,13 +76,14 @@ cw_status cw_ticket_verify(const cw_key *sign_key, const void *bytes, size_t n, 
     if (!b) return BAD("a ticket whose body cannot be read");
     cw_status s = CW_OK;
     if (b->cluster_id.len != CW_CLUSTER_BYTES || b->edge_key.len != CW_KEY_BYTES ||
-        b->model_digest.len != CW_DIGEST_BYTES || b->streams == 0)
+        b->model_digest.len != CW_DIGEST_BYTES || b->streams == 0 || b->rights > CW_RIGHT_CHUNKS)
         s = BAD("a ticket whose body is out of range");
     if (s == CW_OK) {
         *out = (cw_ticket){.not_after_ms = b->not_after_ms,
                            .streams = b->streams,
                            .rows_per_s = b->rows_per_s,
-                           .serial = b->serial};
+                           .serial = b->serial,
+                           .right = (cw_right)b->rights};
         memcpy(out->cluster, b->cluster_id.data, CW_CLUSTER_BYTES);
         memcpy(out->edge.b, b->edge_key.data, CW_KEY_BYTES);
         memcpy(out->model_digest, b->model_digest.data, CW_DIGEST_BYTES);

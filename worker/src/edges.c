@@ -83,6 +83,7 @@ static const char *ticket_trouble(const cw_worker *w, const peer *p, ProtobufCBi
     if (!cw_key_equal(&t.edge, &p->key))
         return "the ticket belongs to another key: tickets cannot be copied to another machine or name; "
                "enrol this one with its own join string";
+    if (t.right != CW_RIGHT_CALLS) return "the ticket is for fetching chunks, not for calls";
     if (memcmp(t.cluster, w->cluster_id, CW_CLUSTER_BYTES)) return "the ticket is for another cluster";
     if (memcmp(t.model_digest, w->digest, CW_DIGEST_BYTES)) return "the ticket is for another model";
     int64_t end = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;

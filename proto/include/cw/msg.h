@@ -32,6 +32,8 @@ enum {
     CW_CALL_TARGET_BYTES = 256 << 10,
     CW_EPOCH_MAX = 4 << 20,      /* a signed epoch */
     CW_STORE_PART_MAX = 1 << 20, /* bytes of one manifest or chunk part */
+    CW_MAX_SOURCES = 16,         /* chunk sources in one Assign */
+    CW_AUDIT_ROWS_MAX = 256,     /* of one Audit */
     CW_ENTRY_BYTES = 8,          /* u16 row, u16 expert, f32 weight */
 };
 

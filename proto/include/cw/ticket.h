@@ -8,9 +8,13 @@
 #include "cw/keys.h"
 #include "cw/msg.h"
 
+/* What a ticket lets its key do at a worker. */
+typedef enum { CW_RIGHT_CALLS = 0, CW_RIGHT_CHUNKS = 1 } cw_right;
+
 typedef struct {
     uint8_t cluster[CW_CLUSTER_BYTES];
-    cw_key edge; /* the CURVE key that may use it */
+    cw_key edge; /* the CURVE key that may use it; a worker's with CW_RIGHT_CHUNKS */
+    cw_right right;
     uint8_t model_digest[CW_DIGEST_BYTES];
     uint64_t not_after_ms; /* wall time */
     uint32_t streams, rows_per_s;

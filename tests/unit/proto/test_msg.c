@@ -178,6 +178,72 @@ static void a_stranger_may_only_introduce_himself(void **state)
     assert_int_equal(allowed, 1);
 }
 
+static bool decodes(const Cw__Pb__Envelope *env)
+{
+    uint8_t header[1024];
+    size_t n = cw_msg_header_bytes(env);
+    assert_true(n <= sizeof header);
+    cw_msg_header_pack(env, header);
+    cw_msg *m = NULL;
+    cw_err err;
+    cw_status s = cw_msg_decode(header, n, CW_HEADER_MAX, NULL, 0, &m, &err);
+    cw_msg_free(&m);
+    return s == CW_OK;
+}
+
+static void loads_come_in_order_with_a_number_each(void **state)
+{
+    (void)state;
+    uint32_t experts[] = {3, 7}, rows[] = {10, 300};
+    Cw__Pb__LayerLoad layer = CW__PB__LAYER_LOAD__INIT, *layers[] = {&layer, &layer};
+    Cw__Pb__WorkerLoad load = CW__PB__WORKER_LOAD__INIT;
+    Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
+    env.body_case = CW__PB__ENVELOPE__BODY_WORKER_LOAD, env.worker_load = &load;
+    layer.layer = 1, layer.n_experts = layer.n_rows = 2, layer.experts = experts, layer.rows = rows;
+    load.n_loads = 1, load.loads = layers;
+    assert_true(decodes(&env));
+    load.n_loads = 2; /* the same layer twice */
+    assert_false(decodes(&env));
+    load.n_loads = 1, layer.n_rows = 1;
+    assert_false(decodes(&env));
+    layer.n_rows = 2, experts[1] = 3;
+    assert_false(decodes(&env));
+    experts[1] = CW_WIRE_MAX_EXPERTS;
+    assert_false(decodes(&env));
+}
+
+static void audits_are_bounded(void **state)
+{
+    (void)state;
+    Cw__Pb__Audit audit = CW__PB__AUDIT__INIT;
+    Cw__Pb__AuditResult result = CW__PB__AUDIT_RESULT__INIT;
+    Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
+    env.body_case = CW__PB__ENVELOPE__BODY_AUDIT, env.audit = &audit;
+    assert_false(decodes(&env)); /* no rows */
+    audit.n_rows = CW_AUDIT_ROWS_MAX;
+    assert_true(decodes(&env));
+    audit.n_rows++;
+    assert_false(decodes(&env));
+    uint64_t hashes[4] = {1, 2, 3, 4};
+    env.body_case = CW__PB__ENVELOPE__BODY_AUDIT_RESULT, env.audit_result = &result;
+    result.n_row_hashes = 4, result.row_hashes = hashes, result.text = (char *)"";
+    assert_true(decodes(&env));
+    result.text = (char *)"two\nlines";
+    assert_false(decodes(&env));
+}
+
+static void workers_fetch_chunks_from_workers_and_nothing_else(void **state)
+{
+    (void)state;
+    int allowed = 0;
+    for (int k = 0; k < 64; k++)
+        allowed += cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_WORKER, CW__PB__PURPOSE__PURPOSE_DATA,
+                                CW_PEER_ADMITTED, (cw_msg_kind)k);
+    assert_int_equal(allowed, 7); /* chunk get, part, failure; ping, pong, bye; epoch news */
+    assert_false(cw_msg_legal(CW_SIDE_WORKER, CW_SIDE_WORKER, CW__PB__PURPOSE__PURPOSE_DATA, CW_PEER_ADMITTED,
+                              CW__PB__ENVELOPE__BODY_CALL));
+}
+
 static void decoding_memory_is_bounded(void **state)
 {
     (void)state;
@@ -247,6 +313,9 @@ int main(void)
         cmocka_unit_test(random_damage_never_crashes_the_decoder),
         cmocka_unit_test(a_reply_must_be_the_one_asked_for),
         cmocka_unit_test(a_stranger_may_only_introduce_himself),
+        cmocka_unit_test(loads_come_in_order_with_a_number_each),
+        cmocka_unit_test(audits_are_bounded),
+        cmocka_unit_test(workers_fetch_chunks_from_workers_and_nothing_else),
         cmocka_unit_test(decoding_memory_is_bounded),
         cmocka_unit_test(fields_of_a_later_version_are_dropped),
         cmocka_unit_test(an_outbox_hands_actions_over_in_order),
