@@ -114,11 +114,66 @@ static void damaged_weights_change_the_answer(void **state)
     model_close(&m);
 }
 
+enum { AUDIT_ROWS = 37 };
+
+static void audit(const model *m, const cw_kernels *kn, int expert, uint64_t seed, int at_once, uint64_t out[AUDIT_ROWS])
+{
+    int layer = m->config.n_dense;
+    cw_expert_set *set = NULL;
+    cw_expert_scratch *scratch = NULL;
+    cw_err err;
+    assert_int_equal(cw_expert_set_new(m->config.n_layers, m->config.n_experts, m->shapes, &set, &err), CW_OK);
+    assert_int_equal(cw_expert_set_add_from_gguf(set, m->g, layer, expert, &err), CW_OK);
+    assert_int_equal(cw_expert_scratch_new(set, at_once, &scratch, &err), CW_OK);
+    if (cw_expert_audit(kn, set, layer, expert, seed, AUDIT_ROWS, scratch, out, &err) != CW_OK) fail_msg("%s", err.text);
+    cw_expert_scratch_free(&scratch);
+    cw_expert_set_free(&set);
+}
+
+static void audits_are_the_same_in_any_pieces_and_differ_by_seed_row_and_expert(void **state)
+{
+    (void)state;
+    for (size_t f = 0; f < CW_ARRAY_LEN(files); f++) {
+        model m;
+        model_open(&m, files[f]);
+        uint64_t want[AUDIT_ROWS], got[AUDIT_ROWS], other[AUDIT_ROWS];
+        audit(&m, cw_kernels_get(CW_ISA_SCALAR), 0, 7, AUDIT_ROWS, want);
+        audit(&m, cw_kernels_best(), 0, 7, 5, got);
+        assert_memory_equal(want, got, sizeof want);
+        audit(&m, cw_kernels_best(), 1, 7, 64, got);
+        audit(&m, cw_kernels_best(), 0, 8, 64, other);
+        for (int i = 0; i < AUDIT_ROWS; i++) {
+            assert_true(want[i] != got[i] && want[i] != other[i]);
+            for (int k = 0; k < i; k++) assert_true(want[i] != want[k]);
+        }
+        model_close(&m);
+    }
+}
+
+static void audit_rows_mean_the_same_in_both_forms(void **state)
+{
+    (void)state;
+    int8_t q[2048];
+    float s[64], x[2048];
+    double square = 0;
+    cw_audit_row(3, 9, 2048, q, s, NULL);
+    cw_audit_row(3, 9, 2048, NULL, NULL, x);
+    for (int k = 0; k < 2048; k++) {
+        assert_true(q[k] != -128);
+        assert_true(x[k] == (float)q[k] * s[k / 32]);
+        square += (double)x[k] * (double)x[k];
+    }
+    /* Neither silence nor far outside of what a norm gives. */
+    assert_true(square / 2048 > 0.05 && square / 2048 < 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_do_not_depend_on_the_instruction_set),
         cmocka_unit_test(damaged_weights_change_the_answer),
+        cmocka_unit_test(audits_are_the_same_in_any_pieces_and_differ_by_seed_row_and_expert),
+        cmocka_unit_test(audit_rows_mean_the_same_in_both_forms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
