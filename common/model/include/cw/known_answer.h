@@ -6,7 +6,7 @@
 #pragma once
 #include "cw/expert_ffn.h"
 
-enum { CW_KNOWN_ANSWER_BYTES = 32, CW_AUDIT_ROWS_MAX = 512 };
+enum { CW_KNOWN_ANSWER_BYTES = 32 };
 
 /*
  * Computes the row with (layer, expert) of the set, which must be there (NOT_HERE), in the calling thread. A
