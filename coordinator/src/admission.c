@@ -10,6 +10,8 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 
+enum { HELLO_GAP_US = 1000000, HELLO_BURST = 8, RENEW_GAP_US = 2000000, RENEW_BURST = 4 };
+
 typedef struct {
     Cw__Pb__RefusalCode code; /* REFUSAL_NONE: come in */
     uint32_t retry_ms;
@@ -129,6 +131,12 @@ static void check_identity(const cw_coordinator *c, const member *m, const Cw__P
                "string it can "
                "come back",
                role_name(m->row.role));
+    if (m && m->row.fenced)
+        REFUSE(
+            v, REVOKED, 0,
+            "this worker is fenced: %.160s; when the machine is mended, the operator lets it in again with "
+            "causeway-coordinator unfence %s",
+            m->row.note, m->row.name);
     if (m && m->row.role != h->role)
         REFUSE(v, ROLE, 0,
                "this key was admitted as %s and now says it is %s: use a state directory of its own for each",
@@ -174,10 +182,18 @@ static void check_room(const cw_coordinator *c, const member *m, const Cw__Pb__H
             live, role_name(h->role));
 }
 
-static void judge(const cw_coordinator *c, const member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e,
-                  int64_t wall_ms, cw_token_row **token, verdict *v)
+/* Each admission costs a signature and a copy of the epoch. */
+static void check_pace(member *m, int64_t now_us, verdict *v)
 {
-    check_versions(c, h, v);
+    if (m && !bucket_take(&m->hello_at, now_us, HELLO_GAP_US, HELLO_BURST))
+        REFUSE(v, BUSY, 2000, "this key connects again and again, more than once a second: wait a moment");
+}
+
+static void judge(const cw_coordinator *c, member *m, const Cw__Pb__Hello *h, const Cw__Pb__Enrol *e,
+                  int64_t now_us, int64_t wall_ms, cw_token_row **token, verdict *v)
+{
+    check_pace(m, now_us, v);
+    if (v->code == 0) check_versions(c, h, v);
     if (v->code == 0) check_identity(c, m, h, e, wall_ms, token, v);
     if (v->code == 0) check_model(c, h, v);
     if (v->code == 0 && h->worker) check_worker(c, m, h, v);
@@ -222,7 +238,7 @@ static void send_welcome(cw_coordinator *c, member *m, int64_t wall_ms, cw_outbo
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     env.body_case = CW__PB__ENVELOPE__BODY_WELCOME;
     env.welcome = &w;
-    w.proto = CW_PROTO_MAX;
+    w.proto = m->proto;
     w.cluster_id = (ProtobufCBinaryData){CW_CLUSTER_BYTES, c->cfg.cluster_id};
     w.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, c->cfg.model_digest};
     w.model_name = c->model_name;
@@ -251,6 +267,8 @@ void send_ticket(cw_coordinator *c, member *m, const cw_event *ev, cw_outbox *ou
 {
     Cw__Pb__Ticket t = CW__PB__TICKET__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
+    /* Once in half an hour is the rule; whoever asks more often has the ticket it got a moment ago. */
+    if (!bucket_take(&m->ticket_at, ev->now_us, RENEW_GAP_US, RENEW_BURST)) return;
     env.body_case = CW__PB__ENVELOPE__BODY_TICKET;
     env.ticket = &t;
     t.wall_ms = (uint64_t)ev->wall_ms;
@@ -271,7 +289,7 @@ void part_with(cw_coordinator *c, member *m, int64_t now_us, const char *text, c
     cw_send(out, link, &env, NULL, 0);
     cw_close(out, link, text);
     link_remove(c, link);
-    member_lost(c, m, now_us, m->row.revoked);
+    member_lost(c, m, now_us, !is_trusted(m));
 }
 
 static void take_facts(member *m, const Cw__Pb__Hello *h)
@@ -296,7 +314,11 @@ static void take_facts(member *m, const Cw__Pb__Hello *h)
 
 static member *enrol(cw_coordinator *c, const cw_event *ev, const Cw__Pb__Hello *h, cw_token_row *token)
 {
-    cw_key_row row = {.key = ev->key, .role = h->role, .token_id = token->id, .admitted_ms = ev->wall_ms};
+    cw_key_row row = {.key = ev->key,
+                      .role = h->role,
+                      .token_id = token->id,
+                      .admitted_ms = ev->wall_ms,
+                      .seen_ms = ev->wall_ms};
     member *m = member_add(c, &row);
     if (!m) return NULL;
     token->uses++;
@@ -327,8 +349,14 @@ void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
     member *m = member_find(c, &ev->key);
     cw_token_row *token = NULL;
     verdict v = {0};
-    judge(c, m, h, e, ev->wall_ms, &token, &v);
+    judge(c, m, h, e, ev->now_us, ev->wall_ms, &token, &v);
     bool is_new = !m;
+    if (v.code == 0 && is_new && h->role == CW__PB__ROLE__ROLE_EDGE && !members_make_room(c, ev->wall_ms)) {
+        v.code = CW__PB__REFUSAL_CODE__REFUSAL_FULL;
+        v.retry_ms = 60000;
+        snprintf(v.text, sizeof v.text,
+                 "this coordinator remembers as many edges as it can: revoke what is not used");
+    }
     if (v.code == 0 && is_new && !(m = enrol(c, ev, h, token))) {
         c->failed = true;
         return;
@@ -344,6 +372,7 @@ void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
     if (m->link) part_with(c, m, ev->now_us, "a newer connection of the same key took this one's place", out);
     set_name(c, m, h->name, is_new);
     m->link = link;
+    m->proto = h->proto_max < CW_PROTO_MAX ? h->proto_max : CW_PROTO_MAX; /* the highest both know */
     link_find(c, link)->who = m;
     if (m->worker) {
         take_facts(m, h);

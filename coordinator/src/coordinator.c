@@ -10,7 +10,7 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 
-enum { SILENT_HEARTBEATS = 5 };
+enum { SILENT_HEARTBEATS = 5, FORGET_MS = 60000 };
 
 void cw_coordinator_config_init(cw_coordinator_config *c)
 {
@@ -28,7 +28,9 @@ void cw_coordinator_config_init(cw_coordinator_config *c)
                   .replace_ms = 30000,
                   .progress_ms = 5000,
                   .drop_grace_ms = 10000,
-                  .retry_ms = 10000},
+                  .retry_ms = 10000,
+                  .epoch_gap_ms = 250,
+                  .release_ms = 300},
     };
 }
 
@@ -51,6 +53,7 @@ static cw_status restore(cw_coordinator *c, const cw_coordinator_state *state, i
     }
     for (size_t i = 0; i < state->n_keys; i++) {
         const cw_key_row *k = &state->keys[i];
+        if (k->forgotten) continue;
         if (member_find(c, &k->key)) return CW_FAIL(err, CW_STATUS_FORMAT, "the saved state has a key twice");
         if (k->role != CW__PB__ROLE__ROLE_WORKER && k->role != CW__PB__ROLE__ROLE_EDGE)
             return CW_FAIL(err, CW_STATUS_FORMAT, "the saved state has a key of role %d", (int)k->role);
@@ -77,7 +80,8 @@ cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coord
     if (!c) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the coordinator");
     c->cfg = *config;
     c->next_worker_id = 1;
-    c->last_us = c->published_us = now_us;
+    c->last_us = now_us;
+    c->published_us = now_us - (int64_t)config->times.epoch_gap_ms * 1000;
     c->replan_us = INT64_MAX;
     c->model_name = cw_strdup(config->model_name);
     c->store_address = cw_strdup(config->store_address);
@@ -128,7 +132,9 @@ void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
     m->link = 0;
     worker_state *w = m->worker;
     if (!w) return;
-    w->heard = false;
+    w->heard = w->leave = w->hidden = w->released = false;
+    w->hidden_us = 0;
+    cw_msg_free(&w->late);
     /* One that said goodbye is gone at once; its experts get other homes as soon as those of a lost one
      * without replicas. */
     w->lost_us = farewell ? now_us - (int64_t)c->cfg.times.lost_ms * 1000 : now_us;
@@ -198,19 +204,36 @@ static void on_stats(member *m, const Cw__Pb__EdgeStats *s)
     snprintf(m->edge.mode, sizeof m->edge.mode, "%s", s->mode);
 }
 
+static void take_holdings(cw_coordinator *c, link_state *l, const Cw__Pb__Holdings *h, int64_t now_us,
+                          cw_outbox *out)
+{
+    const char *bad = sets_check(c, h->n_ready, h->ready);
+    if (bad)
+        blame(c, l, now_us, bad, out);
+    else
+        on_holdings(c, l->who, h, now_us);
+}
+
+static void take_late_holdings(cw_coordinator *c, int64_t now_us, cw_outbox *out)
+{
+    for (size_t i = 0; i < c->n_members; i++) {
+        cw_msg *late = holdings_late(c->members[i], now_us);
+        if (!late) continue;
+        take_holdings(c, link_find(c, c->members[i]->link), late->env->holdings, now_us, out);
+        cw_msg_free(&late);
+    }
+}
+
 /* A message of an admitted peer, legal for its role. True: who holds what may have changed. */
-static bool on_member_message(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
+static bool on_member_message(cw_coordinator *c, link_state *l, cw_event *ev, cw_outbox *out)
 {
     const Cw__Pb__Envelope *env = ev->msg->env;
-    const char *bad;
     switch (env->body_case) {
     case CW__PB__ENVELOPE__BODY_HOLDINGS:
-        bad = sets_check(c, env->holdings->n_ready, env->holdings->ready);
-        if (bad)
-            blame(c, l, ev->now_us, bad, out);
-        else
-            on_holdings(c, l->who, env->holdings, ev->now_us);
+        if (!holdings_in_time(l->who->worker, ev)) return false;
+        take_holdings(c, l, env->holdings, ev->now_us, out);
         return true;
+    case CW__PB__ENVELOPE__BODY_LEAVE: on_leave(c, l->who, env->leave->text, ev->now_us); return true;
     case CW__PB__ENVELOPE__BODY_BYE:
         CW_LOG_I("coordinator", "left name=\"%s\" why=\"%s\"", l->who->row.name, env->bye->text);
         member_lost(c, l->who, ev->now_us, true);
@@ -225,7 +248,7 @@ static bool on_member_message(cw_coordinator *c, link_state *l, const cw_event *
     }
 }
 
-static bool on_message(cw_coordinator *c, const cw_event *ev, cw_outbox *out)
+static bool on_message(cw_coordinator *c, cw_event *ev, cw_outbox *out)
 {
     link_state *l = link_find(c, ev->link);
     if (!l) return false; /* closed by us; what was still on its way is nobody's */
@@ -289,7 +312,14 @@ void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
     bool step = true;
     forgive_sleep(c, ev->now_us);
     switch (ev->kind) {
-    case CW_EV_TICK: on_tick(c, ev->now_us, out); break;
+    case CW_EV_TICK:
+        on_tick(c, ev->now_us, out);
+        take_late_holdings(c, ev->now_us, out);
+        if (ev->now_us >= c->forget_us) {
+            c->forget_us = after_ms(ev->now_us, FORGET_MS);
+            members_forget(c, ev->wall_ms);
+        }
+        break;
     case CW_EV_LINK_UP:
         if (!link_add(c, ev->link, &ev->key, ev->now_us)) c->failed = true;
         step = false;
@@ -299,6 +329,7 @@ void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
     }
     if (step) {
         mover_step(c, ev->now_us, out);
+        if (ev->kind == CW_EV_TICK) depart_step(c, ev->now_us, out);
         epochs_step(c, ev->now_us, ev->wall_ms, out);
     }
     if (c->failed) out->failed = true;
@@ -335,9 +366,10 @@ cw_status cw_coordinator_token_add(cw_coordinator *c, const cw_token_row *t, uin
     return CW_OK;
 }
 
-static void revoke_member(cw_coordinator *c, member *m, int64_t now_us, cw_outbox *out)
+static void revoke_member(cw_coordinator *c, member *m, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     m->row.revoked = true;
+    m->row.seen_ms = wall_ms;
     save_key(c, &m->row);
     part_with(c, m, now_us, "the operator revoked this key", out);
 }
@@ -376,7 +408,7 @@ cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id, int64_t no
     *n_keys = 0;
     for (size_t i = 0; i < c->n_members; i++)
         if (c->members[i]->row.token_id == id && !c->members[i]->row.revoked) {
-            revoke_member(c, c->members[i], now_us, out);
+            revoke_member(c, c->members[i], now_us, wall_ms, out);
             ++*n_keys;
         }
     after_revocation(c, now_us, wall_ms, out);
@@ -388,7 +420,7 @@ cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_
 {
     member *m = member_find(c, key);
     if (!m) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "no such key was admitted");
-    if (!m->row.revoked) revoke_member(c, m, now_us, out);
+    if (!m->row.revoked) revoke_member(c, m, now_us, wall_ms, out);
     after_revocation(c, now_us, wall_ms, out);
     return CW_OK;
 }
@@ -396,5 +428,47 @@ cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_
 bool cw_coordinator_is_worker(const cw_coordinator *c, const cw_key *key)
 {
     const member *m = member_find(c, key);
-    return m && m->worker && !m->row.revoked;
+    return m && m->worker && is_trusted(m);
+}
+
+/* ---- whom the operator means */
+
+cw_status cw_coordinator_find(const cw_coordinator *c, const char *who, bool workers, cw_key *key,
+                              cw_err *err)
+{
+    char text[400] = "", hex[CW_KEY_HEX];
+    const member *found = NULL;
+    size_t n = 0, used = 0;
+    if (cw_key_parse(who, key)) {
+        found = member_find(c, key);
+        if (found && (!workers || found->worker)) return CW_OK;
+        return CW_FAIL(err, CW_STATUS_NOT_FOUND,
+                       found ? "this is the key of an edge, not of a worker" : "no such key was admitted");
+    }
+    for (size_t i = 0; i < c->n_members; i++) {
+        const member *m = c->members[i];
+        if (m->row.revoked || (workers && !m->worker) || strcmp(m->row.name, who) != 0) continue;
+        found = m;
+        cw_key_hex(&m->row.key, hex);
+        if (n++ < 4) used += (size_t)snprintf(text + used, sizeof text - used, " %s", hex);
+    }
+    if (n == 1) return *key = found->row.key, CW_OK;
+    if (n > 1)
+        return CW_FAIL(err, CW_STATUS_INVALID, "%zu are called %.64s: name the one you mean by its key:%s", n,
+                       who, text);
+    return CW_FAIL(err, CW_STATUS_NOT_FOUND,
+                   "no %s is called %.64s; `causeway-coordinator %s` lists names and keys",
+                   workers ? "worker" : "worker or edge", who, workers ? "workers" : "workers, and edges,");
+}
+
+cw_status cw_coordinator_unfence(cw_coordinator *c, const cw_key *key, cw_err *err)
+{
+    member *m = member_find(c, key);
+    if (!m || !m->worker) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "no worker has this key");
+    if (!m->row.fenced) return CW_FAIL(err, CW_STATUS_STATE, "worker %s is not fenced", m->row.name);
+    m->row.fenced = false;
+    m->row.note[0] = 0;
+    save_key(c, &m->row);
+    CW_LOG_I("coordinator", "unfenced worker=\"%s\"", m->row.name);
+    return CW_OK;
 }

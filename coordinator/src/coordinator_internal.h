@@ -32,6 +32,18 @@ typedef struct {
     int64_t leave_us, retry_us;
     char trouble[CW_TEXT_MAX + 1];
     uint64_t calls, rows, bytes_in, bytes_out;
+    /* depart.c */
+    bool leave;        /* it asked to go, on this link */
+    bool hidden;       /* it is about to be let go: no epoch names it any more */
+    bool released;     /* told so */
+    int64_t hidden_us; /* when the epoch without it was published; 0: not yet */
+    uint32_t n_needed; /* experts here that others are to take over and have not yet */
+    uint64_t needed_bytes;
+    /* limits.c */
+    int64_t holdings_at;      /* of the bucket for Holdings */
+    cw_msg *late;             /* the newest Holdings that came too fast; its turn comes with a tick */
+    uint32_t n_losses;        /* of published experts, without being told to; the last at loss_us */
+    int64_t loss_us, calm_us; /* what comes back counts after calm_us */
 } worker_state;
 
 typedef struct {
@@ -45,6 +57,8 @@ typedef struct {
     cw_link link;         /* 0: not connected */
     worker_state *worker; /* NULL for edges */
     edge_state edge;
+    uint32_t proto;              /* of this link */
+    int64_t hello_at, ticket_at; /* buckets */
 } member;
 
 typedef struct {
@@ -88,6 +102,7 @@ struct cw_coordinator {
     int64_t last_us;      /* time of the last event, to notice that this process slept */
     int64_t settle_until; /* 0: not settling */
     int64_t replan_us;    /* when placement runs next; INT64_MAX: no need */
+    int64_t forget_us;    /* when members are looked through next */
     uint32_t n_unplaced;
     uint64_t missing_bytes;
     char trouble[CW_TEXT_MAX];
@@ -101,10 +116,20 @@ static inline bool is_live(const member *m)
 {
     return m->link != 0;
 }
+/* Neither revoked nor fenced: what it holds may be used. */
+static inline bool is_trusted(const member *m)
+{
+    return !m->row.revoked && !m->row.fenced;
+}
 /* Connected, and what it holds is known. */
 static inline bool is_counted(const member *m)
 {
-    return m->worker && m->link && m->worker->heard && !m->row.revoked;
+    return m->worker && m->link && m->worker->heard && is_trusted(m);
+}
+/* A worker that shall hold nothing: the placement leaves it out, what it holds stays until others have it. */
+static inline bool is_departing(const member *m)
+{
+    return m->worker && (m->row.drained || m->worker->leave);
 }
 
 /* ---- registry.c */
@@ -112,6 +137,8 @@ member *member_find(const cw_coordinator *c, const cw_key *key);
 /* A new member; the worker's id is given here. NULL: out of memory. Not saved yet. */
 member *member_add(cw_coordinator *c, const cw_key_row *row);
 void member_free(cw_coordinator *c, member *m);
+/* Out of the table, freed; it has no link. Not saved. */
+void member_remove(cw_coordinator *c, member *m);
 cw_token_row *token_find(const cw_coordinator *c, uint32_t id);
 cw_token_row *token_find_hash(const cw_coordinator *c, const uint8_t hash[CW_TOKEN_HASH_BYTES]);
 cw_token_row *token_append(cw_coordinator *c, const cw_token_row *t); /* NULL: out of memory */
@@ -136,8 +163,40 @@ void part_with(cw_coordinator *c, member *m, int64_t now_us, const char *text, c
 /* What follows from a member's link being gone. `farewell`: it said Bye, so no grace is needed. */
 void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell);
 
+/* ---- limits.c */
+/* A bucket that gives one every gap_us and holds `burst`; `at` is its state, 0 at first. */
+static inline bool bucket_take(int64_t *at, int64_t now_us, int64_t gap_us, int burst)
+{
+    int64_t next = *at > now_us ? *at : now_us;
+    if (next - now_us > gap_us * (burst - 1)) return false;
+    *at = next + gap_us;
+    return true;
+}
+/* Whether this Holdings is to be looked at now; else it is kept, instead of an older one that was. */
+bool holdings_in_time(worker_state *w, cw_event *ev);
+/* The one that was kept, when its time has come; to be freed. */
+cw_msg *holdings_late(member *m, int64_t now_us);
+/* An epoch is made without experts that the last one named here and that this worker lost by itself. */
+void holdings_lost(member *m, int64_t now_us);
+/* Takes out of `sets` what is not believed yet of a worker that lost experts again and again. */
+void holdings_believed(const member *m, int64_t now_us, cw_expert_bits *sets);
+/* Edges that were not seen for long leave table and disk, where there are many. */
+void members_forget(cw_coordinator *c, int64_t wall_ms);
+/* Before an edge is added: false where the table is full of members that must be kept. */
+bool members_make_room(cw_coordinator *c, int64_t wall_ms);
+
+/* ---- depart.c */
+/* Workers that are to go: how far they are, and Released when nothing needs them. */
+void depart_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
+void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us);
+
 /* ---- mover.c */
 void replan_at(cw_coordinator *c, int64_t at_us);
+void replan_now(cw_coordinator *c, int64_t now_us);
+/* Whether a connected, trusted worker other than `not_here` holds it and keeps it; in_epoch: and edges know
+ * that. */
+bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e,
+                        bool in_epoch);
 /* Placement where it is due, Assign and Drop where they are possible. */
 void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
 /* The sets were checked with sets_check. */

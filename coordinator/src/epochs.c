@@ -72,7 +72,7 @@ void sets_to_bits(size_t n, Cw__Pb__LayerSet *const *sets, cw_expert_bits *b)
 static bool in_epoch(const cw_coordinator *c, const member *m, int64_t now_us)
 {
     const worker_state *w = m->worker;
-    if (!w || m->row.revoked) return false;
+    if (!w || !is_trusted(m) || w->hidden) return false;
     if (is_counted(m)) return true;
     if (c->settle_until) return w->is_published; /* nothing is taken away while settling */
     /* Its link to us may be all that broke, and edges notice a dead worker by themselves. A worker that is
@@ -80,11 +80,12 @@ static bool in_epoch(const cw_coordinator *c, const member *m, int64_t now_us)
     return w->is_published && (is_live(m) || now_us < after_ms(w->lost_us, c->cfg.times.lost_ms));
 }
 
-static void epoch_sets(const member *m, cw_expert_bits *out)
+static void epoch_sets(const member *m, int64_t now_us, cw_expert_bits *out)
 {
     const worker_state *w = m->worker;
     cw_expert_bits_copy(out, is_counted(m) ? &w->held : &w->published);
     if (is_counted(m)) cw_expert_bits_andnot(out, &w->leaving);
+    holdings_believed(m, now_us, out);
 }
 
 /* How a new epoch would differ from the newest one. */
@@ -99,7 +100,7 @@ static difference compare(const cw_coordinator *c, int64_t now_us, cw_expert_bit
         if (!w) continue;
         bool in = in_epoch(c, m, now_us);
         if (in) {
-            epoch_sets(m, tmp);
+            epoch_sets(m, now_us, tmp);
             in = !cw_expert_bits_empty(tmp);
         }
         if (w->is_published && !in) return URGENT;
@@ -108,8 +109,8 @@ static difference compare(const cw_coordinator *c, int64_t now_us, cw_expert_bit
             strcmp(w->address, w->published_address) == 0)
             continue;
         if (w->is_published && strcmp(w->address, w->published_address) != 0) return URGENT;
-        /* A load that has ended is news at once. While a placement is still to come, nothing was asked yet, and a
-           worker that goes on loading what an earlier coordinator asked for only makes progress. */
+        /* A load that has ended is news at once. While a placement is still to come, nothing was asked yet,
+           and a worker that goes on loading what an earlier coordinator asked for only makes progress. */
         bool placed = !c->settle_until && c->replan_us == INT64_MAX;
         if ((placed && cw_expert_bits_empty(&w->asked)) || !cw_expert_bits_empty(&w->leaving)) return URGENT;
         /* Less than was published: a home that is named and not there costs every edge a round trip. */
@@ -136,6 +137,13 @@ static size_t fill_worker(const member *m, const cw_expert_bits *tmp, Cw__Pb__Ep
     return 1;
 }
 
+static bool is_subset(const cw_expert_bits *a, const cw_expert_bits *of)
+{
+    for (size_t i = 0; i < (size_t)a->n_layers * a->words; i++)
+        if (a->bits[i] & ~of->bits[i]) return false;
+    return true;
+}
+
 /* Signed(EpochBody) of what is there now, the published sets of the workers set to it. NULL: out of memory.
  */
 static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, int64_t now_us, int64_t wall_ms,
@@ -155,7 +163,8 @@ static shared_bytes *build(cw_coordinator *c, uint64_t term, uint64_t number, in
         worker_state *w = m->worker;
         if (!w) continue;
         bool in = in_epoch(c, m, now_us);
-        if (in) epoch_sets(m, tmp);
+        if (in) epoch_sets(m, now_us, tmp);
+        if (is_counted(m) && w->is_published && !is_subset(&w->published, &w->held)) holdings_lost(m, now_us);
         w->is_published = in && !cw_expert_bits_empty(tmp);
         cw_expert_bits_clear(&w->published);
         if (!w->is_published) continue;
@@ -222,11 +231,13 @@ void epochs_step(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_outbox *
         return;
     }
     difference d = compare(c, now_us, &tmp);
-    int64_t progress_at = after_ms(c->published_us, c->cfg.times.progress_ms);
-    if (d == URGENT || (d == PROGRESS && (now_us >= progress_at || !c->number)))
+    const cw_coordinator_times *t = &c->cfg.times;
+    int64_t at = after_ms(c->published_us, d == URGENT ? t->epoch_gap_ms : t->progress_ms);
+    /* What is out there and newer than ours is overruled at once; Hellos have a limit of their own. */
+    if (d != SAME && (now_us >= at || !c->number || c->republish))
         publish(c, now_us, wall_ms, &tmp, out);
-    else if (d == PROGRESS)
-        cw_outbox_wake(out, progress_at);
+    else if (d != SAME)
+        cw_outbox_wake(out, at);
     cw_expert_bits_free(&tmp);
 }
 
@@ -261,7 +272,7 @@ static cw_status adopt_workers(cw_coordinator *c, const Cw__Pb__EpochBody *body,
             return CW_FAIL(err, CW_STATUS_FORMAT, "the saved epoch names a worker without a key");
         memcpy(key.b, ew->key.data, CW_KEY_BYTES);
         member *m = member_find(c, &key);
-        if (!m || !m->worker || m->row.revoked) { /* revoked since */
+        if (!m || !m->worker || !is_trusted(m)) { /* revoked since */
             c->republish = true;
             continue;
         }

@@ -19,7 +19,7 @@ void replan_at(cw_coordinator *c, int64_t at_us)
     if (c->replan_us == INT64_MAX || at_us > c->replan_us) c->replan_us = at_us;
 }
 
-static void replan_now(cw_coordinator *c, int64_t now_us)
+void replan_now(cw_coordinator *c, int64_t now_us)
 {
     c->replan_us = now_us;
 }
@@ -27,12 +27,12 @@ static void replan_now(cw_coordinator *c, int64_t now_us)
 /* ---- who counts
  * --------------------------------------------------------------------------------------------- */
 
-static bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e,
-                               bool in_epoch)
+bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e,
+                        bool in_epoch)
 {
     for (size_t i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
-        if (m == not_here || !is_counted(m)) continue;
+        if (m == not_here || !is_counted(m) || m->worker->hidden) continue;
         const worker_state *w = m->worker;
         if (!cw_expert_bits_has(&w->held, layer, e) || cw_expert_bits_has(&w->leaving, layer, e)) continue;
         if (!in_epoch || cw_expert_bits_has(&w->published, layer, e)) return true;
@@ -53,7 +53,7 @@ static bool all_back(const cw_coordinator *c)
 {
     for (size_t i = 0; i < c->n_members; i++) {
         const member *m = c->members[i];
-        if (m->worker && m->worker->planned && !m->row.revoked && !is_counted(m)) return false;
+        if (m->worker && m->worker->planned && is_trusted(m) && !is_counted(m)) return false;
     }
     return true;
 }
@@ -70,8 +70,8 @@ static void watch_absent(cw_coordinator *c, int64_t now_us)
     for (size_t i = 0; i < c->n_members; i++) {
         member *m = c->members[i];
         worker_state *w = m->worker;
-        if (!w || !w->planned || (is_live(m) && !m->row.revoked)) continue;
-        bool gone = m->row.revoked || now_us >= after_ms(w->lost_us, c->cfg.times.replace_ms);
+        if (!w || !w->planned || (is_live(m) && is_trusted(m))) continue;
+        bool gone = !is_trusted(m) || now_us >= after_ms(w->lost_us, c->cfg.times.replace_ms);
         if (!gone && now_us >= after_ms(w->lost_us, c->cfg.times.lost_ms)) gone = is_sole_home(c, m);
         if (!gone) continue;
         w->planned = false;
@@ -125,8 +125,14 @@ static void plan(cw_coordinator *c, int64_t now_us)
     cw_expert_bits *sets = cw_calloc(c->n_members, sizeof *sets);
     cw_placement_result res = {0};
     size_t n = 0;
-    for (size_t i = 0; who && i < c->n_members; i++)
-        if (c->members[i]->worker && c->members[i]->worker->planned) who[n++] = c->members[i];
+    for (size_t i = 0; who && i < c->n_members; i++) {
+        member *m = c->members[i];
+        if (!m->worker || !m->worker->planned) continue;
+        if (is_departing(m)) /* what it holds stays until others have it, and then leaves */
+            cw_expert_bits_clear(&m->worker->wanted);
+        else
+            who[n++] = m;
+    }
     if (who && in && sets && run_placement(c, n, who, in, sets, &res)) {
         for (size_t i = 0; i < n; i++) {
             cw_expert_bits_copy(&who[i]->worker->wanted, &sets[i]);

@@ -75,6 +75,7 @@ void member_free(cw_coordinator *c, member *m)
         worker_state *w = m->worker;
         cw_expert_bits *all[] = {&w->held, &w->wanted, &w->asked, &w->leaving, &w->dropping, &w->published};
         for (size_t i = 0; i < CW_ARRAY_LEN(all); i++) cw_expert_bits_free(all[i]);
+        cw_msg_free(&w->late);
         cw_free(w);
     }
     cw_free(m);
@@ -97,6 +98,21 @@ member *member_add(cw_coordinator *c, const cw_key_row *row)
     }
     c->members[c->n_members++] = m;
     return m;
+}
+
+void member_remove(cw_coordinator *c, member *m)
+{
+    CW_ASSERT(!m->link);
+    size_t i = 0;
+    while (c->members[i] != m) i++;
+    memmove(&c->members[i], &c->members[i + 1], (c->n_members - i - 1) * sizeof *c->members);
+    c->n_members--;
+    member_free(c, m);
+    if (c->cap_members < 64 || c->n_members > c->cap_members / 4) return;
+    void *p = cw_realloc(c->members, c->cap_members / 2, sizeof *c->members);
+    if (!p) return; /* it stays as large as it is */
+    c->members = p;
+    c->cap_members /= 2;
 }
 
 cw_token_row *token_find(const cw_coordinator *c, uint32_t id)

@@ -134,7 +134,7 @@ static void save_rows(shell *s, cw_outbox *out)
     cw_status st = cw_state_save(s->state, rows, n, &err);
     for (size_t i = 0; st == CW_OK && i < n; i++)
         if (rows[i].kind == CW_ROW_KEY && rows[i].key.role == CW__PB__ROLE__ROLE_WORKER &&
-            !key_set_put(&s->workers, &rows[i].key.key, !rows[i].key.revoked))
+            !key_set_put(&s->workers, &rows[i].key.key, !rows[i].key.revoked && !rows[i].key.fenced))
             st = CW_FAIL(&err, CW_STATUS_NO_MEMORY, "out of memory for the list of workers");
     cw_coordinator_rows_clear(s->machine);
     if (st == CW_OK) return;
@@ -440,7 +440,7 @@ static cw_status open_machine(shell *s, cw_err *err)
     CW_TRY(cw_coordinator_new(&c, &saved, cw_now_us(), &s->machine, err));
     for (size_t i = 0; i < saved.n_keys; i++)
         if (saved.keys[i].role == CW__PB__ROLE__ROLE_WORKER && !saved.keys[i].revoked &&
-            !key_set_put(&s->workers, &saved.keys[i].key, true))
+            !saved.keys[i].fenced && !key_set_put(&s->workers, &saved.keys[i].key, true))
             return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the list of workers");
     store_config sc = {.heartbeat_ms = c.times.heartbeat_ms,
                        .rate = s->opts.store_rate,

@@ -10,8 +10,11 @@
 #include "cw/keys.h"
 #include "cw/mem.h"
 
-enum { SCHEMA_VERSION = 1 };
+/* 2: keys have flags, note and seen_ms. */
+enum { SCHEMA_VERSION = 2, FLAG_DRAINED = 1, FLAG_FENCED = 2, BUSY_MS = 3000 };
 
+#define KEY_COLUMNS_2                                                                                        \
+    " flags INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '', seen_ms INTEGER NOT NULL DEFAULT 0"
 static const char schema[] =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;"
     "CREATE TABLE tokens(id INTEGER PRIMARY KEY, role INTEGER NOT NULL, hash BLOB NOT NULL, uses_max INTEGER "
@@ -20,15 +23,23 @@ static const char schema[] =
     "NULL,"
     " revoked INTEGER NOT NULL);"
     "CREATE TABLE keys(key BLOB PRIMARY KEY, role INTEGER NOT NULL, name TEXT NOT NULL, id INTEGER NOT NULL,"
-    " token_id INTEGER NOT NULL, admitted_ms INTEGER NOT NULL, revoked INTEGER NOT NULL);";
+    " token_id INTEGER NOT NULL, admitted_ms INTEGER NOT NULL, revoked INTEGER NOT NULL," KEY_COLUMNS_2 ");";
 
-enum { PUT_META, PUT_TOKEN, PUT_KEY, N_STATEMENTS };
+/* What each later schema adds to the one before. */
+static const char *const upgrades[SCHEMA_VERSION] = {
+    [1] = "ALTER TABLE keys ADD COLUMN flags INTEGER NOT NULL DEFAULT 0;"
+          "ALTER TABLE keys ADD COLUMN note TEXT NOT NULL DEFAULT '';"
+          "ALTER TABLE keys ADD COLUMN seen_ms INTEGER NOT NULL DEFAULT 0;",
+};
+
+enum { PUT_META, PUT_TOKEN, PUT_KEY, DELETE_KEY, N_STATEMENTS };
 static const char *const statements[N_STATEMENTS] = {
     [PUT_META] = "INSERT INTO meta(name, value) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET value = ?2",
     [PUT_TOKEN] = "INSERT INTO tokens VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT(id) DO UPDATE "
                   "SET uses = ?5, revoked = ?9",
-    [PUT_KEY] = "INSERT INTO keys VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT(key) DO UPDATE SET name = "
-                "?3, revoked = ?7",
+    [PUT_KEY] = "INSERT INTO keys VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT(key) DO UPDATE "
+                "SET name = ?3, revoked = ?7, flags = ?8, note = ?9, seen_ms = ?10",
+    [DELETE_KEY] = "DELETE FROM keys WHERE key = ?1",
 };
 
 struct cw_state {
@@ -143,6 +154,16 @@ static cw_status make_schema(cw_state *s, cw_err *err)
     return exec(s, "COMMIT", err);
 }
 
+static cw_status upgrade(cw_state *s, int version, cw_err *err)
+{
+    char pragma[64];
+    snprintf(pragma, sizeof pragma, "PRAGMA user_version = %d", SCHEMA_VERSION);
+    CW_TRY(exec(s, "BEGIN IMMEDIATE", err));
+    for (; version < SCHEMA_VERSION; version++) CW_TRY(exec(s, upgrades[version], err));
+    CW_TRY(exec(s, pragma, err));
+    return exec(s, "COMMIT", err);
+}
+
 static cw_status load_cluster(cw_state *s, cw_err *err)
 {
     sqlite3_stmt *q = NULL;
@@ -163,6 +184,8 @@ static cw_status open_db(cw_state *s, cw_err *err)
     int rc = sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL);
     umask(old);
     if (rc != SQLITE_OK) return db_fail(s, err);
+    /* An operator's copy or look at the file may hold it for a moment. */
+    (void)sqlite3_busy_timeout(s->db, BUSY_MS);
     int version = 0;
     CW_TRY(get_version(s, &version, err));
     if (version > SCHEMA_VERSION)
@@ -173,6 +196,7 @@ static cw_status open_db(cw_state *s, cw_err *err)
     CW_TRY(check_intact(s, err));
     CW_TRY(exec(s, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", err));
     if (version == 0) return make_schema(s, err);
+    if (version < SCHEMA_VERSION) CW_TRY(upgrade(s, version, err));
     CW_TRY(load_cluster(s, err));
     return prepare(s, err);
 }
@@ -301,10 +325,15 @@ static bool load_key(sqlite3_stmt *q, void *ctx)
                       .id = (uint32_t)sqlite3_column_int64(q, 3),
                       .token_id = (uint32_t)sqlite3_column_int64(q, 4),
                       .admitted_ms = sqlite3_column_int64(q, 5),
-                      .revoked = sqlite3_column_int(q, 6) != 0};
-    const char *name = (const char *)sqlite3_column_text(q, 2);
-    if (!name || strlen(name) > CW_NAME_MAX || !get_blob(q, 0, k->key.b, CW_KEY_BYTES)) return false;
+                      .revoked = sqlite3_column_int(q, 6) != 0,
+                      .drained = (sqlite3_column_int(q, 7) & FLAG_DRAINED) != 0,
+                      .fenced = (sqlite3_column_int(q, 7) & FLAG_FENCED) != 0,
+                      .seen_ms = sqlite3_column_int64(q, 9)};
+    const char *name = (const char *)sqlite3_column_text(q, 2),
+               *note = (const char *)sqlite3_column_text(q, 8);
+    if (!name || strlen(name) > CW_NAME_MAX || !note || !get_blob(q, 0, k->key.b, CW_KEY_BYTES)) return false;
     snprintf(k->name, sizeof k->name, "%s", name);
+    snprintf(k->note, sizeof k->note, "%s", note);
     l->n++;
     return true;
 }
@@ -332,8 +361,11 @@ cw_status cw_state_load(cw_state *s, cw_coordinator_state *out, cw_err *err)
                 "SELECT id, role, hash, uses_max, uses, max_live, created_ms, expires_ms, revoked FROM "
                 "tokens ORDER BY id",
                 load_token, &tokens, err));
-    CW_TRY(each(s, "SELECT key, role, name, id, token_id, admitted_ms, revoked FROM keys ORDER BY rowid",
-                load_key, &keys, err));
+    CW_TRY(each(
+        s,
+        "SELECT key, role, name, id, token_id, admitted_ms, revoked, flags, note, seen_ms FROM keys ORDER BY "
+        "rowid",
+        load_key, &keys, err));
     CW_TRY(each(s, "SELECT name, value FROM meta", load_meta, &meta, err));
     st.tokens = s->tokens;
     st.n_tokens = tokens.n;
@@ -366,14 +398,22 @@ static cw_status save_token_row(cw_state *s, const cw_token_row *t, cw_err *err)
 
 static cw_status save_key_row(cw_state *s, const cw_key_row *k, cw_err *err)
 {
-    sqlite3_stmt *q = s->put[PUT_KEY];
+    sqlite3_stmt *q = s->put[k->forgotten ? DELETE_KEY : PUT_KEY];
     sqlite3_bind_blob(q, 1, k->key.b, CW_KEY_BYTES, SQLITE_STATIC);
+    if (k->forgotten) {
+        int gone = sqlite3_step(q);
+        sqlite3_reset(q);
+        return gone == SQLITE_DONE ? CW_OK : db_fail(s, err);
+    }
     sqlite3_bind_int(q, 2, (int)k->role);
     sqlite3_bind_text(q, 3, k->name, -1, SQLITE_STATIC);
     sqlite3_bind_int64(q, 4, k->id);
     sqlite3_bind_int64(q, 5, k->token_id);
     sqlite3_bind_int64(q, 6, k->admitted_ms);
     sqlite3_bind_int(q, 7, k->revoked);
+    sqlite3_bind_int(q, 8, (k->drained ? FLAG_DRAINED : 0) | (k->fenced ? FLAG_FENCED : 0));
+    sqlite3_bind_text(q, 9, k->note, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 10, k->seen_ms);
     int rc = sqlite3_step(q);
     sqlite3_reset(q);
     return rc == SQLITE_DONE ? CW_OK : db_fail(s, err);

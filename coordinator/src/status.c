@@ -49,7 +49,8 @@ void cw_coordinator_get_status(const cw_coordinator *c, cw_coordinator_status *o
     count_homes(c, out);
     /* Without workers everything lacks memory; that is not what an operator needs to be told. */
     snprintf(out->trouble, sizeof out->trouble, "%s",
-             out->n_live_workers ? c->trouble : "no worker is connected: start one with causeway-worker --join");
+             out->n_live_workers ? c->trouble
+                                 : "no worker is connected: start one with causeway-worker --join");
 }
 
 bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordinator_worker *out)
@@ -63,6 +64,11 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
                                        .live = is_live(m),
                                        .ready = is_ready(m),
                                        .local_model = w->local_model,
+                                       .drained = m->row.drained,
+                                       .leaving = w->leave,
+                                       .fenced = m->row.fenced,
+                                       .n_needed = w->n_needed,
+                                       .needed_bytes = w->needed_bytes,
                                        .memory_bytes = w->memory_bytes,
                                        .memory_used = w->memory_used,
                                        .threads = w->threads,
@@ -74,6 +80,7 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
                                        .bytes_in = w->bytes_in,
                                        .bytes_out = w->bytes_out};
         memcpy(out->name, m->row.name, sizeof out->name);
+        memcpy(out->note, m->row.note, sizeof out->note);
         memcpy(out->address, w->address, sizeof out->address);
         memcpy(out->isa, w->isa, sizeof out->isa);
         memcpy(out->trouble, w->trouble, sizeof out->trouble);

@@ -37,6 +37,8 @@ typedef struct {
     uint32_t drop_grace_ms; /* 10 s between the epoch without a home and the Drop there; a 20th of
                                it while some expert waits for that room and has no home at all */
     uint32_t retry_ms;      /* 10 s until experts that a worker could not load are assigned again */
+    uint32_t epoch_gap_ms;  /* 250 ms between two epochs, whatever happens */
+    uint32_t release_ms;    /* 300 ms from the epoch without a leaving worker until it is let go */
 } cw_coordinator_times;
 
 typedef struct {
@@ -70,7 +72,8 @@ typedef struct {
     bool revoked;
 } cw_token_row;
 
-/* A key that was admitted once. Never deleted while its token exists: revoking must find it. */
+/* A key that was admitted once. Kept as long as revoking its token may have to find it (docs/COORDINATOR.md).
+ */
 typedef struct {
     cw_key key;
     Cw__Pb__Role role;
@@ -78,7 +81,12 @@ typedef struct {
     uint32_t id;       /* workers: EpochWorker.id, never given twice; edges: 0 */
     uint32_t token_id; /* which token let it in */
     int64_t admitted_ms;
+    int64_t seen_ms; /* when it was connected last, to the hour; or when it was revoked */
     bool revoked;
+    bool drained;   /* workers: the operator wants nothing on it */
+    bool fenced;    /* workers: it gave wrong rows and is kept out until the operator says otherwise */
+    bool forgotten; /* in a row to save: delete it */
+    char note[160]; /* why it is fenced */
 } cw_key_row;
 
 typedef enum { CW_ROW_TOKEN, CW_ROW_KEY, CW_ROW_TERM, CW_ROW_EPOCH, CW_ROW_SERIAL } cw_row_kind;
@@ -138,6 +146,21 @@ CW_MUST_USE cw_status cw_coordinator_token_revoke(cw_coordinator *c, uint32_t id
                                                   cw_err *err);
 CW_MUST_USE cw_status cw_coordinator_key_revoke(cw_coordinator *c, const cw_key *key, int64_t now_us,
                                                 int64_t wall_ms, cw_outbox *out, cw_err *err);
+/*
+ * Whom the operator means: a key in hex, or a name. `workers`: workers only. NOT_FOUND, or INVALID where a
+ * name is that of several (the sentence lists keys).
+ */
+CW_MUST_USE cw_status cw_coordinator_find(const cw_coordinator *c, const char *who, bool workers, cw_key *key,
+                                          cw_err *err);
+/*
+ * on: nothing is placed on this worker any more and what it holds moves elsewhere, make before break; off: it
+ * takes part again. Both survive restarts. LIMIT, naming the missing bytes, when the others have no room for
+ * its experts; nothing has changed then.
+ */
+CW_MUST_USE cw_status cw_coordinator_drain(cw_coordinator *c, const cw_key *key, bool on, int64_t now_us,
+                                           int64_t wall_ms, cw_outbox *out, cw_err *err);
+/* Lets a fenced worker in again. STATE: it is not fenced. */
+CW_MUST_USE cw_status cw_coordinator_unfence(cw_coordinator *c, const cw_key *key, cw_err *err);
 /* Whether this key may use the store now: an admitted, not revoked worker. */
 bool cw_coordinator_is_worker(const cw_coordinator *c, const cw_key *key);
 
@@ -162,6 +185,10 @@ typedef struct {
     char address[CW_ADDRESS_MAX];
     char isa[33];
     bool live, ready, local_model;
+    bool drained, leaving, fenced;
+    uint32_t n_needed; /* of one that is to go: experts that others have not taken over yet */
+    uint64_t needed_bytes;
+    char note[160]; /* why it is fenced */
     uint64_t memory_bytes, memory_used;
     uint32_t threads, n_wanted, n_ready; /* experts */
     float speed;

@@ -68,6 +68,11 @@ static inline void rig_save(rig *r)
             break;
         case CW_ROW_KEY:
             while (k < d->n_keys && memcmp(&d->keys[k].key, &w->key.key, sizeof(cw_key)) != 0) k++;
+            if (w->key.forgotten) { /* the order of the others stays */
+                memmove(&d->keys[k], &d->keys[k + 1], (d->n_keys - k - 1) * sizeof *d->keys);
+                d->n_keys--;
+                break;
+            }
             d->keys[k] = w->key;
             if (k == d->n_keys) d->n_keys++;
             break;
