@@ -5,7 +5,8 @@
 #pragma once
 #include "cw/option.h"
 
-typedef enum { CLI_MODE_AUTO, CLI_MODE_SPLIT, CLI_MODE_OFFLINE, CLI_MODE_LOCAL } cli_mode;
+typedef enum { CLI_MODE_AUTO, CLI_MODE_SPLIT, CLI_MODE_OFFLINE, CLI_MODE_LOCAL, CLI_MODE_DRAFT } cli_mode;
+typedef enum { CLI_WARM_AUTO, CLI_WARM_NEVER } cli_warm;
 /* "auto", "split", ... */
 const char *cli_mode_name(cli_mode m);
 
@@ -19,8 +20,8 @@ typedef struct {
     const char *groups;
     /* mainland */
     const char *join, *state, *name;
-    int mode;
-    int64_t wait;
+    int mode, warm;
+    int64_t wait, draft;
     /* answer */
     const char *prompt, *system;
     bool raw, json, quiet;

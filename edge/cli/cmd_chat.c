@@ -238,14 +238,8 @@ static cw_status open_talk(chat *c, cw_err *err)
 {
     const cli_options *o = c->o;
     cw_speaker *who = c->setup.main ? c->setup.main : c->setup.fallback;
-    cw_talk_options to = {
-        .main = c->setup.main,
-        .fallback = c->setup.fallback,
-        .sampler = cli_sampler_params(o),
-        .max_tokens = (int)o->max_tokens,
-        .cancel = cw_signal_interrupt_flag(),
-        .sink = {cli_printer_piece, cli_printer_notice, &c->printer},
-    };
+    cw_talk_options to = cli_talk_options(o, &c->setup);
+    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, &c->printer};
     /* Better to refuse before the first question than after it. */
     if (!o->raw && !cw_speaker_chat(who, err)) return err->code;
     CW_TRY(cw_talk_new(&to, &c->talk, err));

@@ -11,14 +11,8 @@ enum { PROMPT_LIMIT = 64 << 20 };
 static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, cli_printer *printer,
                         cw_err *err)
 {
-    cw_talk_options to = {
-        .main = s->main,
-        .fallback = s->fallback,
-        .sampler = cli_sampler_params(o),
-        .max_tokens = (int)o->max_tokens,
-        .cancel = cw_signal_interrupt_flag(),
-        .sink = {cli_printer_piece, cli_printer_notice, printer},
-    };
+    cw_talk_options to = cli_talk_options(o, s);
+    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, printer};
     cw_talk *talk = NULL;
     CW_TRY(cw_talk_new(&to, &talk, err));
     cw_chat_message messages[2];

@@ -42,11 +42,17 @@ static const cw_option mainland_rows[] = {
 };
 
 static const cw_option mode_rows[] = {
-    {"mode", 0, CW_OPT_ENUM, AT(mode), NULL, "auto|split|offline|local", 0, 0, "auto", NULL, NULL, 0,
-     "split: experts on the cluster; local: everything here; offline: the fallback model; auto: the first "
-     "that works"},
+    {"mode", 0, CW_OPT_ENUM, AT(mode), NULL, "auto|split|offline|local|draft", 0, 0, "auto", NULL, NULL, 0,
+     "split: experts on the cluster; draft: the same, and the fallback guesses runs of tokens that are "
+     "verified "
+     "in one pass; local: everything here; offline: the fallback model; auto: the first that works"},
     {"fallback", 0, CW_OPT_STRING, AT(fallback), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0,
      "small model that answers when the cluster is out of reach; for the demo model its student"},
+    {"draft", 0, CW_OPT_INT, AT(draft), "N", NULL, 0, 32, "0", NULL, NULL, 0,
+     "tokens guessed before each pass in mode draft; 0: as many as pay. The text is the same for every N"},
+    {"warm", 0, CW_OPT_ENUM, AT(warm), NULL, "auto|never", 0, 0, "auto", NULL, NULL, 0,
+     "never: the fallback does not follow the conversation while the network is awaited; it saves its "
+     "computing and costs the time of reading everything when it must go on"},
     {0},
 };
 
@@ -223,7 +229,7 @@ const cw_program cli_program = {
 
 const char *cli_mode_name(cli_mode m)
 {
-    static const char *const names[] = {"auto", "split", "offline", "local"};
+    static const char *const names[] = {"auto", "split", "offline", "local", "draft"};
     return names[m];
 }
 

@@ -121,6 +121,10 @@ static void summary_json(cli_printer *p, const cli_summary *s)
     cw_json_kint(&j, "reused_tokens", t->n_reused);
     cw_json_kint(&j, "tokens", t->n_tokens);
     cw_json_kint(&j, "fallback_tokens", t->n_fallback);
+    cw_json_kint(&j, "changes_of_model", t->n_changes);
+    cw_json_kint(&j, "passes", t->n_passes);
+    cw_json_kint(&j, "drafted", t->n_drafted);
+    cw_json_kint(&j, "accepted", t->n_accepted);
     cw_json_kfixed(&j, "tokens_per_second", cli_tokens_per_second(t), 2);
     cw_json_kfixed(&j, "prefill_ms", (double)t->prefill_us / 1e3, 3);
     cw_json_kfixed(&j, "decode_ms", (double)t->decode_us / 1e3, 3);
@@ -150,6 +154,9 @@ static void summary_text(cli_printer *p, const cli_summary *s)
             s->mode, t->n_tokens, cli_tokens_per_second(t), t->n_prompt - t->n_reused,
             (double)t->prefill_us / 1e3, (double)t->decode_us / 1e3);
     if (t->n_fallback) fprintf(p->note, " · %d tokens by the fallback", t->n_fallback);
+    if (t->n_drafted)
+        fprintf(p->note, " · %d of %d guesses right, %.1f tokens a pass", t->n_accepted, t->n_drafted,
+                (double)(t->n_tokens - t->n_fallback) / (t->n_passes ? t->n_passes : 1));
     if (t->end != CW_TALK_STOP) fprintf(p->note, " · ended by %s", cw_talk_end_name(t->end));
     fputc('\n', p->note);
     if (s->n_workers)

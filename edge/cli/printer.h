@@ -14,7 +14,7 @@ typedef struct {
     bool json, tty, quiet;
     bool dim, failed;
     void (*on_failure)(void); /* called once when the output cannot be written; NULL: nobody */
-    char last; /* last character written of the answer, 0 at its beginning */
+    char last;                /* last character written of the answer, 0 at its beginning */
 } cli_printer;
 
 void cli_printer_init(cli_printer *p, bool json, bool quiet, FILE *out, FILE *note);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000 };
+enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, DRAFT_TOKENS = 4 };
 
 cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
 {
@@ -106,11 +106,11 @@ cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wai
     return CW_OK;
 }
 
-static cw_status open_speaker(const cli_options *o, cli_setup *s, const char *path, cw_engine_role role,
+static cw_status open_speaker(const cli_options *o, cw_pool *pool, const char *path, cw_engine_role role,
                               cw_speaker **out, cw_err *err)
 {
     cw_speaker_options so = {.path = path, .progress = !o->quiet};
-    CW_TRY(cli_engine_options(o, role, s->pool, &so.engine, err));
+    CW_TRY(cli_engine_options(o, role, pool, &so.engine, err));
     so.session = (cw_session_options){.n_ctx = (int)o->ctx, .kv_type = (cw_kv_type)o->kv};
     return cw_speaker_open(&so, out, err);
 }
@@ -150,7 +150,7 @@ static cw_status check_fits(const cli_options *o, const char *path, cw_err *err)
 static cw_status open_split(const cli_options *o, cli_setup *s, int wait_ms, cw_err *err)
 {
     s->mode = CLI_MODE_SPLIT;
-    CW_TRY(open_speaker(o, s, s->model_path, CW_ENGINE_EDGE, &s->main, err));
+    CW_TRY(open_speaker(o, s->pool, s->model_path, CW_ENGINE_EDGE, &s->main, err));
     cw_status st = cli_join(o, cw_speaker_file(s->main), cw_speaker_engine(s->main), wait_ms, &s->land, err);
     if (st != CW_OK) cw_speaker_close(&s->main);
     return st;
@@ -159,7 +159,8 @@ static cw_status open_split(const cli_options *o, cli_setup *s, int wait_ms, cw_
 static cw_status open_fallback(const cli_options *o, cli_setup *s, cw_err *err)
 {
     if (!s->fallback_path) return CW_OK;
-    cw_status st = open_speaker(o, s, s->fallback_path, CW_ENGINE_LOCAL, &s->fallback, err);
+    CW_TRY(cw_pool_new((int)o->threads, &s->fallback_pool, err));
+    cw_status st = open_speaker(o, s->fallback_pool, s->fallback_path, CW_ENGINE_LOCAL, &s->fallback, err);
     return st == CW_OK ? st : cw_err_prefix(err, "fallback");
 }
 
@@ -167,7 +168,7 @@ static cw_status open_fallback(const cli_options *o, cli_setup *s, cw_err *err)
 static cw_status open_local(const cli_options *o, cli_setup *s, cw_err *err)
 {
     s->mode = CLI_MODE_LOCAL;
-    CW_TRY(open_speaker(o, s, s->model_path, CW_ENGINE_LOCAL, &s->main, err));
+    CW_TRY(open_speaker(o, s->pool, s->model_path, CW_ENGINE_LOCAL, &s->main, err));
     return o->fallback ? open_fallback(o, s, err) : CW_OK;
 }
 
@@ -212,6 +213,16 @@ static cw_status open_offline(const cli_options *o, cli_setup *s, cw_err *err)
     return open_fallback(o, s, err);
 }
 
+static cw_status open_draft(const cli_options *o, cli_setup *s, cw_err *err)
+{
+    if (!s->fallback_path)
+        return CW_FAIL(err, CW_STATUS_INVALID,
+                       "--mode draft needs a small model that guesses: --fallback FILE");
+    CW_TRY(open_split(o, s, WAIT_SPLIT_MS, err));
+    s->mode = CLI_MODE_DRAFT;
+    return open_fallback(o, s, err);
+}
+
 static cw_status open_mode(const cli_options *o, cli_setup *s, cw_err *err)
 {
     CW_TRY(cw_pool_new((int)o->threads, &s->pool, err));
@@ -220,6 +231,7 @@ static cw_status open_mode(const cli_options *o, cli_setup *s, cw_err *err)
     CW_TRY(cli_model_path(o, &s->model_path, err));
     switch ((cli_mode)o->mode) {
     case CLI_MODE_SPLIT: CW_TRY(open_split(o, s, WAIT_SPLIT_MS, err)); return open_fallback(o, s, err);
+    case CLI_MODE_DRAFT: return open_draft(o, s, err);
     case CLI_MODE_LOCAL: return open_local(o, s, err);
     case CLI_MODE_OFFLINE:
     case CLI_MODE_AUTO: break;
@@ -249,6 +261,7 @@ void cli_setup_close(cli_setup *s)
     cw_speaker_close(&s->fallback);
     cw_mainland_close(&s->land);
     cw_pool_free(&s->pool);
+    cw_pool_free(&s->fallback_pool);
     cw_free(s->model_path);
     cw_free(s->fallback_path);
     s->model_path = s->fallback_path = NULL;
@@ -269,6 +282,20 @@ size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines)
         snprintf(lines[i].name, sizeof lines[i].name, "%s", list[i].name);
     }
     return n;
+}
+
+cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
+{
+    s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : DRAFT_TOKENS};
+    return (cw_talk_options){
+        .main = s->main,
+        .fallback = s->fallback,
+        .experts = s->land && o->warm == CLI_WARM_AUTO ? cw_mainland_experts(s->land) : NULL,
+        .draft = s->mode == CLI_MODE_DRAFT ? &s->draft : NULL,
+        .sampler = cli_sampler_params(o),
+        .max_tokens = (int)o->max_tokens,
+        .cancel = cw_signal_interrupt_flag(),
+    };
 }
 
 cw_sampler_params cli_sampler_params(const cli_options *o)

@@ -11,12 +11,13 @@
 enum { CLI_MAX_WORKERS = 256 };
 
 typedef struct {
-    cli_mode mode; /* never AUTO once open */
-    char why[640]; /* one sentence: how it came to that mode */
-    cw_pool *pool; /* shared by both models, which never compute at the same time */
+    cli_mode mode;                 /* never AUTO once open */
+    char why[640];                 /* one sentence: how it came to that mode */
+    cw_pool *pool, *fallback_pool; /* the fallback follows the conversation while the big model computes */
     cw_speaker *main, *fallback;
     cw_mainland *land;
     char *model_path, *fallback_path;
+    cw_talk_draft draft;
 } cli_setup;
 
 /* Loads what the mode needs. Errors are sentences for the user. */
@@ -25,6 +26,8 @@ void cli_setup_close(cli_setup *s);
 /* Up to CLI_MAX_WORKERS lines; the number written. */
 size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines);
 cw_sampler_params cli_sampler_params(const cli_options *o);
+/* Talk options for these speakers and this mode; the sink is the caller's. The setup outlives the talk. */
+cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s);
 
 /* Pieces that cli_logits and cli_inspect use too. */
 

@@ -98,6 +98,10 @@ static void the_summary_holds_every_worker(void **state)
                         .n_reused = 4,
                         .n_tokens = 50,
                         .n_fallback = 3,
+                        .n_changes = 1,
+                        .n_passes = 20,
+                        .n_drafted = 40,
+                        .n_accepted = 30,
                         .prefill_us = 1500,
                         .decode_us = 2000000};
     cli_worker_line w[2] = {
@@ -110,8 +114,8 @@ static void the_summary_holds_every_worker(void **state)
     assert_string_equal(
         content(out),
         "{\"summary\":{\"mode\":\"split\",\"model\":\"big\",\"ended_by_model\":\"small\",\"end\":\"length\","
-        "\"prompt_tokens\":9,\"reused_tokens\":4,\"tokens\":50,\"fallback_tokens\":3,\"tokens_per_second\":"
-        "25.00,"
+        "\"prompt_tokens\":9,\"reused_tokens\":4,\"tokens\":50,\"fallback_tokens\":3,"
+        "\"changes_of_model\":1,\"passes\":20,\"drafted\":40,\"accepted\":30,\"tokens_per_second\":25.00,"
         "\"prefill_ms\":1.500,\"decode_ms\":2000.000,\"workers\":["
         "{\"name\":\"a\",\"calls\":7,\"rows\":8,\"bytes_out\":1024,\"bytes_in\":2048,\"up\":true},"
         "{\"name\":\"b\",\"calls\":1,\"rows\":0,\"bytes_out\":0,\"bytes_in\":0,\"up\":false}]}}\n");

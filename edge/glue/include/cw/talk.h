@@ -1,6 +1,8 @@
 /*
  * Answers a conversation token by token: prompt -> prefill -> sample -> text, with the fallback going on in
- * mid-sentence when the big model's experts are out of reach. Every piece of text carries the model that
+ * mid-sentence when the big model's experts are out of reach, and the big model taking over again when they
+ * are back. The fallback may also draft: it guesses a run of tokens that the big model verifies in one pass;
+ * the text is the same as without, for every length of the runs. Every piece of text carries the model that
  * wrote it.
  *
  * Knows nothing of networks and terminals: experts are in the speaker's engine, text goes to a sink. One
@@ -19,9 +21,28 @@ typedef struct {
     void *ctx;
 } cw_talk_sink;
 
+/* How long the drafted runs are. Asked before every pass of the big model, from the answering thread. */
+typedef struct {
+    int max; /* of one run, 1 .. CW_SHADOW_GUESS_MAX */
+    /* 0: this pass without a draft. NULL: always max. */
+    int (*length)(void *ctx);
+    /* A pass verified n_drafted tokens, of which n_accepted were right, and took so long. May be NULL. */
+    void (*tell)(void *ctx, int n_drafted, int n_accepted, int64_t pass_us);
+    void *ctx;
+} cw_talk_draft;
+
 typedef struct {
     cw_speaker *main;     /* NULL: only the fallback speaks */
     cw_speaker *fallback; /* NULL: there is none; at least one of the two */
+    /* The main engine's experts where they are on a network: their waiting is when the fallback follows the
+     * conversation, to be warm when it must go on. NULL: it does not follow, it reads when its turn comes.
+     * Following and drafting need a fallback whose engine shares no pool with the main one's. */
+    cw_experts *experts;
+    const cw_talk_draft *draft; /* NULL: no drafting; else a fallback of the same vocabulary; copied */
+    /* Asked between tokens while the fallback speaks in the main model's place: can that be reached again?
+     * NULL: it is not asked before the next answer. */
+    bool (*is_back)(void *ctx);
+    void *is_back_ctx;
     cw_sampler_params sampler;
     int max_tokens;            /* of one answer; 0: until the context is full */
     const atomic_bool *cancel; /* ends the answer; may be NULL */
@@ -49,12 +70,16 @@ typedef struct {
     int n_reused;      /* of these, already in the KV cache */
     int n_tokens;      /* generated, the end token not counted */
     int n_fallback;    /* of these, by the fallback after the main model was lost */
+    int n_changes;     /* of the speaker */
+    int n_passes;      /* of the main model while decoding */
+    int n_drafted, n_accepted;
     int64_t prefill_us, decode_us;
 } cw_talk_stats;
 
 typedef struct cw_talk cw_talk;
 
-/* Speakers are borrowed. INVALID names a sampler parameter out of range. */
+/* Speakers are borrowed. INVALID names a sampler parameter out of range, or says why the fallback cannot
+ * draft. */
 CW_MUST_USE cw_status cw_talk_new(const cw_talk_options *opt, cw_talk **out, cw_err *err);
 void cw_talk_free(cw_talk **t);
 

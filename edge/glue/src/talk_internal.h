@@ -1,0 +1,70 @@
+/* What the files of the answering part share: voices, what was said, and the rounds of one voice. */
+#pragma once
+#include "cw/shadow.h"
+#include "cw/talk.h"
+
+enum { TALK_MAX_SPANS = 256 };
+
+/* What one speaker needs beside its session. */
+typedef struct {
+    cw_speaker *speaker; /* NULL: absent */
+    cw_sampler *sampler;
+    cw_detok *detok; /* where vocabularies are the same both voices write into the main one's */
+    bool owns_detok;
+    float *rows;   /* [n_rows, n_vocab] logits of one pass */
+    int n_rows;    /* 1 + the longest draft */
+    float *logits; /* the row after the session's last token */
+} cw_voice;
+
+/* A stretch of the answer by one voice. */
+typedef struct {
+    const cw_voice *by;
+    int first_id;
+    size_t first_byte;
+} cw_said;
+
+struct cw_talk {
+    cw_talk_options opt;
+    cw_talk_draft draft; /* max 0: off */
+    cw_voice main, fallback;
+    bool same_vocab;
+    cw_shadow *shadow; /* NULL: nobody follows */
+    bool only_fallback;
+    bool main_is_back; /* why the fallback's rounds ended */
+    cw_think *think;
+    /* The answer so far: room for a full context of each voice, touched as it grows. */
+    int32_t *ids;
+    int n_ids, cap_ids;
+    char *text;
+    size_t text_len, text_cap;
+    cw_said spans[TALK_MAX_SPANS];
+    int n_spans;
+};
+
+/* --- voice.c --- */
+
+CW_MUST_USE cw_status cw_voice_init(cw_voice *v, cw_speaker *s, const cw_sampler_params *p, int n_rows,
+                                    cw_err *err);
+void cw_voice_clear(cw_voice *v);
+int cw_voice_n_vocab(const cw_voice *v);
+/* The prompt in this voice's tokens; caller frees. */
+CW_MUST_USE cw_status cw_voice_encode(const cw_voice *v, const cw_talk_prompt *p, int32_t **ids, size_t *n,
+                                      bool *opens_think, cw_err *err);
+/* Appends what has been said so far, by whomever, in this voice's tokens. */
+CW_MUST_USE cw_status cw_voice_append_said(const cw_talk *t, const cw_voice *v, int32_t **ids, size_t *n,
+                                           cw_err *err);
+
+/* --- talk.c --- */
+
+/* One token is part of the answer: remembered, and its text handed out. */
+void cw_talk_say(cw_talk *t, cw_voice *v, int32_t id, cw_talk_stats *st);
+bool cw_talk_is_cancelled(const cw_talk *t);
+
+/* --- rounds.c --- */
+
+/*
+ * Pass after pass until an end, a failure, or (the fallback in the main model's place) until the main model
+ * can be reached: then main_is_back is set and nothing else has ended. The session holds the prompt and what
+ * was said; v->logits are those after its last token, and are again at return.
+ */
+CW_MUST_USE cw_status cw_talk_rounds(cw_talk *t, cw_voice *v, cw_talk_stats *st, cw_err *err);
