@@ -67,6 +67,8 @@ bool control_take_ticket(cw_edge *e, const void *data, size_t len)
     e->ticket_end_ms = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;
     int64_t left_ms = e->ticket_end_ms - edge_cluster_ms(e);
     e->co.renew_us = e->now_us + (left_ms > 0 && left_ms < (int64_t)1 << 40 ? left_ms * 500 : RENEW_AGAIN_US);
+    e->ticket_margin_ms = left_ms / 4 < TICKET_MARGIN_MS ? left_ms / 4 : TICKET_MARGIN_MS;
+    if (e->ticket_margin_ms < 0) e->ticket_margin_ms = 0;
     links_new_ticket(e);
     edge_act(e, CW_EDGE_SAVE);
     return true;
@@ -122,6 +124,7 @@ static void welcome(cw_edge *e, const cw_msg *msg, cw_outbox *out)
     if (msg->n_frames && homes_take_epoch(e, msg->frames[0].data, msg->frames[0].len)) homes_prune(e, out);
     links_tick(e, out);
     calls_homeless(e, out);
+    control_report(e, out);
 }
 
 static void refusal(cw_edge *e, const Cw__Pb__Refusal *r, cw_outbox *out)
@@ -170,6 +173,7 @@ static void message(cw_edge *e, const cw_msg *m, cw_outbox *out)
         homes_prune(e, out);
         links_tick(e, out);
         calls_homeless(e, out);
+        disputes_run(e, out);
         break;
     case CW__PB__ENVELOPE__BODY_PING: pong(e, env->ping, out); break;
     case CW__PB__ENVELOPE__BODY_PONG: e->wall_offset_ms = (int64_t)env->pong->wall_ms - e->wall_ms; break;
@@ -210,6 +214,21 @@ void control_renew(cw_edge *e, cw_outbox *out)
     e->co.renew_us = e->now_us + RENEW_AGAIN_US; /* until the answer says better */
 }
 
+void control_report(cw_edge *e, cw_outbox *out)
+{
+    if (e->co.state != CO_ADMITTED) return;
+    for (uint32_t i = 0; i < e->n_reports; i++) {
+        Cw__Pb__Mismatch m = CW__PB__MISMATCH__INIT;
+        Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
+        m.epoch_term = e->epoch_term, m.epoch_number = e->epoch_number;
+        m.worker_a = e->reports[i].a, m.worker_b = e->reports[i].b, m.third = e->reports[i].third;
+        m.layer = e->reports[i].layer, m.expert = e->reports[i].expert;
+        env.body_case = CW__PB__ENVELOPE__BODY_MISMATCH, env.mismatch = &m;
+        cw_send(out, e->co.link, &env, NULL, 0);
+    }
+    e->n_reports = 0;
+}
+
 static void heartbeat(cw_edge *e, cw_outbox *out)
 {
     Cw__Pb__Ping m = CW__PB__PING__INIT;
@@ -218,7 +237,10 @@ static void heartbeat(cw_edge *e, cw_outbox *out)
     env.body_case = CW__PB__ENVELOPE__BODY_PING, env.ping = &m;
     cw_send(out, e->co.link, &env, NULL, 0);
     Cw__Pb__EdgeStats s = CW__PB__EDGE_STATS__INIT;
-    s.calls = e->calls, s.retries = e->resent, s.mode = (char *)(e->wanted ? "split" : "idle");
+    s.calls = e->n.calls, s.retries = e->n.resent, s.hedges = e->n.hedges, s.hedge_wins = e->n.hedge_wins;
+    s.compared = e->n.compared, s.mismatches = e->n.mismatches, s.busy = e->n.busy;
+    s.tokens = e->story.tokens, s.fallback_tokens = e->story.fallback_tokens;
+    s.mode = e->story.mode[0] ? e->story.mode : (char *)(e->wanted ? "split" : "idle");
     env.body_case = CW__PB__ENVELOPE__BODY_EDGE_STATS, env.edge_stats = &s;
     cw_send(out, e->co.link, &env, NULL, 0);
 }

@@ -1,4 +1,4 @@
-/* Life of the edge machine, events to its parts, requests in and out, facts; see cw/edge_machine.h. */
+/* Life of the edge machine, events to its parts, requests in and out; see cw/edge_machine.h. */
 #include "edge_internal.h"
 
 #include <stdarg.h>
@@ -8,11 +8,27 @@
 
 #include "cw/mem.h"
 
+enum { FIRST_TOKENS = 4 }; /* hedges before there were messages to count them against */
+
+uint64_t edge_random(cw_edge *e)
+{
+    /* splitmix64 */
+    uint64_t z = e->random += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
 static void defaults(cw_edge_config *c)
 {
     if (!c->idle_us) c->idle_us = 60000000;
-    if (!c->homeless_us) c->homeless_us = 5000000;
+    if (!c->homeless_us) c->homeless_us = 10000000;
     if (!c->reply_us) c->reply_us = 5000000;
+    if (!c->hedge_least_us) c->hedge_least_us = 25000;
+    if (!c->hedge_most_us) c->hedge_most_us = 150000;
+    if (!c->silent_us) c->silent_us = 120000;
+    if (!c->verdict_us) c->verdict_us = 3000000;
+    if (!c->double_every) c->double_every = 512;
 }
 
 /* What an earlier run left; anything that does not hold is left aside, the coordinator gives new ones. */
@@ -47,8 +63,12 @@ cw_status cw_edge_new(const cw_edge_config *c, cw_edge **out, cw_err *err)
         e->x_rows = cw_calloc(c->n_experts, sizeof *e->x_rows);
         e->x_home = cw_calloc(c->n_experts, sizeof *e->x_home);
         e->x_order = cw_calloc(c->n_experts, sizeof *e->x_order);
+        e->x_group = cw_calloc(c->n_experts, sizeof *e->x_group);
+        e->random = c->seed;
+        e->tokens = FIRST_TOKENS;
+        e->busy_retry_us = INT64_MIN / 2;
     }
-    if (!e || !e->layers || !e->x_rows || !e->x_home || !e->x_order) {
+    if (!e || !e->layers || !e->x_rows || !e->x_home || !e->x_order || !e->x_group) {
         cw_edge_free(&e);
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the edge");
     }
@@ -74,16 +94,21 @@ void cw_edge_free(cw_edge **ep)
     for (size_t i = 0; i < e->n_homes; i++) {
         free_list(&e->homes[i]->queued);
         free_list(&e->homes[i]->sent);
+        ghosts_free(e->homes[i]);
         cw_free(e->homes[i]->sets);
         cw_free(e->homes[i]);
     }
     free_list(&e->homeless);
+    disputes_free(e);
+    rows_free(e);
     cw_free(e->homes);
     cw_free(e->finish);
+    cw_free(e->share);
     cw_free(e->layers);
     cw_free(e->x_rows);
     cw_free(e->x_home);
     cw_free(e->x_order);
+    cw_free(e->x_group);
     cw_free(e->ticket);
     cw_free(e->epoch);
     cw_free(e->acts);
@@ -202,6 +227,7 @@ void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *o
     r->status = CW_OK;
     r->text[0] = 0;
     r->n_left = r->n_entries;
+    r->marks = NULL;
     r->prev = NULL;
     r->next = e->requests;
     if (r->next) r->next->prev = r;
@@ -211,12 +237,14 @@ void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *o
         return;
     }
     want(e, now_us, out);
-    piece *p = piece_new(r, r->n_entries);
+    r->allowed_us = r->deadline_us - now_us;
+    piece *p = rows_begin(e, r) ? piece_new(r, r->n_entries) : NULL;
     if (!p) {
         edge_end_request(e, r, CW_STATUS_NO_MEMORY, "out of memory for a call", out);
         return;
     }
     for (uint32_t i = 0; i < r->n_entries; i++) p->index[i] = i;
+    piece_cover(p);
     p->since_us = now_us;
     place(e, p, out);
 }
@@ -224,7 +252,8 @@ void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *o
 void edge_end_request(cw_edge *e, cw_edge_request *r, cw_status status, const char *text, cw_outbox *out)
 {
     if (!r->active) return;
-    calls_drop_request(e, r, out);
+    calls_drop_request(e, r, status == CW_OK, out);
+    rows_end(e, r);
     if (r->prev)
         r->prev->next = r->next;
     else
@@ -263,68 +292,5 @@ bool cw_edge_get_saved(const cw_edge *e, cw_edge_saved *out)
                            .epoch = e->epoch,
                            .epoch_len = e->epoch_len};
     memcpy(out->cluster_id, e->cluster_id, CW_CLUSTER_BYTES);
-    return true;
-}
-
-static void why_not_covered(const cw_edge *e, const cw_edge_facts *f, uint32_t layer, uint32_t expert,
-                            char *text, size_t cap)
-{
-    if (e->refused || !e->ticket_len || !f->n_workers) {
-        snprintf(text, cap, "%.480s",
-                 e->co.state == CO_ADMITTED ? "the coordinator knows no worker that is ready yet"
-                                            : e->co.why);
-        return;
-    }
-    const home *down = NULL;
-    for (size_t i = 0; i < e->n_homes && !down; i++)
-        if (e->homes[i]->in_epoch && e->homes[i]->state != HOME_UP) down = e->homes[i];
-    if (down)
-        snprintf(text, cap,
-                 "%u of %u experts have no worker that can be reached; worker %.64s at %.120s: %.150s",
-                 f->n_experts - f->n_homes, f->n_experts, down->name, down->address,
-                 down->why[0] ? down->why : "not connected yet");
-    else
-        snprintf(text, cap,
-                 "%u of %u experts are on no worker yet (the first is expert %u of layer %u): workers are "
-                 "loading, or there are too few of them",
-                 f->n_experts - f->n_homes, f->n_experts, expert, layer);
-}
-
-void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out)
-{
-    uint32_t layer = 0, expert = 0;
-    *out = (cw_edge_facts){.admitted = e->co.state == CO_ADMITTED,
-                           .refused = e->refused,
-                           .epoch_term = e->epoch_term,
-                           .epoch_number = e->epoch_number,
-                           .ticket_not_after_ms = e->ticket_len ? e->ticket_end_ms : 0,
-                           .calls = e->calls,
-                           .resent = e->resent,
-                           .late = e->late};
-    memcpy(out->model_name, e->model_name, sizeof out->model_name);
-    for (size_t i = 0; i < e->n_homes; i++) {
-        out->n_workers += e->homes[i]->in_epoch;
-        out->n_up += e->homes[i]->state == HOME_UP;
-    }
-    out->n_homes = homes_covered(e, &out->n_experts, &layer, &expert);
-    out->covered = out->n_homes == out->n_experts;
-    if (!out->covered) why_not_covered(e, out, layer, expert, out->why, sizeof out->why);
-}
-
-bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)
-{
-    if (i >= e->n_homes) return false;
-    const home *h = e->homes[i];
-    *out = (cw_edge_worker_facts){.id = h->id,
-                                  .up = h->state == HOME_UP,
-                                  .calls = h->calls,
-                                  .rows = h->rows,
-                                  .bytes_out = h->bytes_out,
-                                  .bytes_in = h->bytes_in,
-                                  .rtt_us = h->rtt_us,
-                                  .service_us = h->service_us};
-    memcpy(out->name, h->name, sizeof out->name);
-    memcpy(out->address, h->address, sizeof out->address);
-    memcpy(out->why, h->why, sizeof out->why);
     return true;
 }

@@ -23,8 +23,10 @@ static home *add(cw_edge *e, const cw_key *key)
         home **list = cw_realloc(e->homes, cap, sizeof *list);
         if (list) e->homes = list;
         double *finish = list ? cw_realloc(e->finish, cap, sizeof *finish) : NULL;
-        if (!finish) return NULL;
-        e->finish = finish;
+        if (finish) e->finish = finish;
+        uint32_t *share = finish ? cw_realloc(e->share, cap, sizeof *share) : NULL;
+        if (!share) return NULL;
+        e->share = share;
         e->cap_homes = cap;
     }
     home *h = cw_calloc(1, sizeof *h);
@@ -38,6 +40,7 @@ static home *add(cw_edge *e, const cw_key *key)
     h->sets = sets;
     h->heartbeat_us = 2000000;
     h->doubt = 1;
+    h->index = (uint32_t)e->n_homes;
     /* Different workers, different jitter. */
     h->backoff = (cw_backoff){
         .first_us = 50000, .most_us = 3000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};
@@ -70,6 +73,15 @@ static void take_worker(cw_edge *e, const Cw__Pb__EpochWorker *w)
     }
 }
 
+/* A verdict: where one who was in doubt is gone, the others are cleared. */
+static void clear_doubt(cw_edge *e)
+{
+    bool gone = false;
+    for (size_t i = 0; i < e->n_homes; i++)
+        gone = gone || (!e->homes[i]->in_epoch && home_in_doubt(e, e->homes[i]));
+    for (size_t i = 0; gone && i < e->n_homes; i++) e->homes[i]->doubt_until_us = 0;
+}
+
 bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
 {
     Cw__Pb__EpochBody *b = NULL;
@@ -88,6 +100,7 @@ bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
         e->epoch_number = b->number;
         for (size_t i = 0; i < e->n_homes; i++) e->homes[i]->in_epoch = false;
         for (size_t i = 0; i < b->n_workers; i++) take_worker(e, b->workers[i]);
+        clear_doubt(e);
         edge_act(e, CW_EDGE_SAVE);
     }
     cw_epoch_free(&b);
@@ -114,14 +127,15 @@ void home_lacks(cw_edge *e, home *h, uint32_t layer, uint32_t expert)
 }
 
 /* Links of workers that left the epoch close when their last call is answered (make before break). */
+/* Who is out of the epoch may have been fenced for wrong rows: nothing more is taken from it, and what it has
+ * of ours goes elsewhere. One that merely leaves costs a few calls that are sent twice. */
 void homes_prune(cw_edge *e, cw_outbox *out)
 {
     for (size_t i = 0; i < e->n_homes; i++) {
         home *h = e->homes[i];
-        if (!h->in_epoch && h->state != HOME_CLOSED && !h->queued.head && !h->sent.head) {
-            links_close(e, h, "no longer in the epoch", 0, out);
-            h->state = HOME_CLOSED;
-        }
+        if (h->in_epoch || h->state == HOME_CLOSED) continue;
+        links_close(e, h, "no longer in the epoch", 0, out);
+        h->state = HOME_CLOSED;
     }
 }
 

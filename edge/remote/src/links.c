@@ -53,7 +53,7 @@ static void say_hello(cw_edge *e, home *h, cw_outbox *out)
     cw_send(out, h->link, &env, NULL, 0);
 }
 
-static void ping(cw_edge *e, home *h, cw_outbox *out)
+void links_ping(cw_edge *e, home *h, cw_outbox *out)
 {
     Cw__Pb__Ping m = CW__PB__PING__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -77,7 +77,7 @@ static void welcome(cw_edge *e, home *h, const cw_msg *msg, cw_outbox *out)
     cw_backoff_reset(&h->backoff);
     /* A worker may know a newer epoch than the coordinator link has brought. */
     if (msg->n_frames) homes_take_epoch(e, msg->frames[0].data, msg->frames[0].len);
-    ping(e, h, out);
+    links_ping(e, h, out);
     calls_homeless(e, out);
 }
 
@@ -128,6 +128,7 @@ static void measure(cw_edge *e, home *h, const Cw__Pb__Pong *p)
 {
     int64_t rtt = e->now_us - (int64_t)p->t_us;
     if (rtt < 0 || rtt > 60000000) return; /* an answer to nothing we asked */
+    late_pong(e, h, rtt, (int64_t)p->t_us);
     link_learn(&h->delay_us, (double)rtt);
     h->rtt_us = h->rtt_us ? (uint32_t)((3 * (int64_t)h->rtt_us + rtt) / 4) : (uint32_t)rtt;
 }
@@ -136,6 +137,7 @@ static void message(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
 {
     const Cw__Pb__Envelope *env = ev->msg->env;
     h->heard_us = e->now_us;
+    late_heard(e, h);
     switch ((int)env->body_case) {
     case CW__PB__ENVELOPE__BODY_WELCOME: welcome(e, h, ev->msg, out); break;
     case CW__PB__ENVELOPE__BODY_REFUSAL: refusal(e, h, env->refusal, out); break;
@@ -146,6 +148,7 @@ static void message(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
         homes_prune(e, out);
         links_tick(e, out);
         calls_homeless(e, out);
+        disputes_run(e, out);
         break;
     case CW__PB__ENVELOPE__BODY_PING: pong(e, h, env->ping, out); break;
     case CW__PB__ENVELOPE__BODY_PONG: measure(e, h, env->pong); break;
@@ -173,11 +176,17 @@ void links_event(cw_edge *e, cw_event *ev, cw_outbox *out)
     }
 }
 
-/* A link that lives on an old ticket is made anew in a quiet moment, before the worker has to end it. */
-static bool ticket_is_old(const cw_edge *e, const home *h)
+/* A link that lives on an old ticket is made anew in a quiet moment, before the worker has to end it; not all
+ * at the same time, for then nobody would be there. */
+static bool renews(cw_edge *e, const home *h)
 {
-    return h->ticket_end_ms != e->ticket_end_ms && !h->sent.head &&
-           edge_cluster_ms(e) > h->ticket_end_ms - TICKET_MARGIN_MS;
+    int64_t pause_us = e->ticket_margin_ms * 1000 / (2 * (int64_t)e->n_homes);
+    if (h->ticket_end_ms == e->ticket_end_ms || h->sent.head || h->queued.head ||
+        edge_cluster_ms(e) <= h->ticket_end_ms - e->ticket_margin_ms ||
+        e->now_us - e->link_renewed_us < pause_us)
+        return false;
+    e->link_renewed_us = e->now_us;
+    return true;
 }
 
 static void tick(cw_edge *e, home *h, cw_outbox *out)
@@ -189,13 +198,13 @@ static void tick(cw_edge *e, home *h, cw_outbox *out)
         h->state = HOME_CLOSED;
     } else if (h->link && e->now_us - h->heard_us > patience) {
         links_close(e, h, "it does not answer", cw_backoff_take(&h->backoff), out);
-    } else if (h->state == HOME_UP && ticket_is_old(e, h)) {
+    } else if (h->state == HOME_UP && renews(e, h)) {
         links_close(e, h, "", 0, out);
     } else if (h->state == HOME_UP && e->now_us - h->ping_us >= h->heartbeat_us) {
-        ping(e, h, out);
+        links_ping(e, h, out);
     }
     bool may_open = h->state == HOME_CLOSED || (h->state == HOME_WAITING && e->now_us >= h->retry_us);
-    if (may_open && e->wanted && h->in_epoch && e->ticket_len) open_link(e, h, out);
+    if (may_open && e->wanted && h->in_epoch && e->ticket_len && !home_barred(e, h)) open_link(e, h, out);
 }
 
 void links_tick(cw_edge *e, cw_outbox *out)

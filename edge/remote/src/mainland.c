@@ -209,8 +209,8 @@ void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)
                                 .n_up = up ? f->n_up : 0,
                                 .epoch_term = f->epoch_term,
                                 .epoch_number = f->epoch_number,
-                                .calls = f->calls,
-                                .resent = f->resent};
+                                .calls = f->n.calls,
+                                .resent = f->n.resent};
     memcpy(out->model_name, f->model_name, sizeof out->model_name);
     snprintf(out->why, sizeof out->why, "%s", up ? f->why : m->end_err.text);
     pthread_mutex_unlock(&m->lock);

@@ -329,7 +329,7 @@ static void a_lost_link_is_made_good_by_the_replica(void **state)
     assert_true(a->msg->env->call->id > id);
     er_reply(x, 1, a);
     er_check_rows(x);
-    assert_int_equal(facts(x).resent, 1);
+    assert_int_equal(facts(x).n.resent, 1);
     er_free(x);
 }
 
@@ -348,7 +348,7 @@ static void without_a_replica_the_worker_is_waited_for_and_then_named(void **sta
             er_answer_all(x);
             er_check_rows(x);
         } else {
-            for (int i = 0; i < 60; i++) rig_tick(&x->r, 100000);
+            for (int i = 0; i < 120; i++) rig_tick(&x->r, 100000);
             er_acts(x);
             assert_int_equal(x->n_done, 1);
             assert_int_equal(x->req.status, CW_STATUS_UNREACHABLE);
@@ -407,19 +407,42 @@ static void busy_waits_and_stopping_goes_elsewhere(void **state)
     er_free(x);
 }
 
-static void a_numeric_failure_ends_the_request_naming_the_worker(void **state)
+static void numeric(edge_rig *x, int w)
+{
+    uint64_t id = er_call(x, w, 0)->msg->env->call->id;
+    rig_clear(&x->r);
+    er_fail(x, w, id, CW__PB__FAIL_CODE__FAIL_NUMERIC, 1, 3, NULL, 0);
+}
+
+static void a_row_that_is_not_finite_is_asked_of_a_replica_once(void **state)
 {
     (void)state;
-    edge_rig *x = er_boot(2, NULL);
+    for (int replica_too = 0; replica_too < 2; replica_too++) {
+        edge_rig *x = er_boot(2, NULL);
+        er_submit(x, 1, 1, 0x08);
+        int w = er_call(x, 0, 0) ? 0 : 1;
+        numeric(x, w);
+        assert_int_equal(x->n_done, 0);
+        assert_non_null(er_call(x, 1 - w, 0));
+        if (replica_too) {
+            numeric(x, 1 - w);
+            assert_int_equal(x->n_done, 1);
+            assert_int_equal(x->req.status, CW_STATUS_NUMERIC);
+            assert_non_null(strstr(x->req.text, w ? "w0" : "w1"));
+        } else {
+            er_answer_all(x);
+            er_check_rows(x);
+            /* One of the two computes wrongly: the coordinator is to find out which. */
+            assert_non_null(rig_sent(&x->r, x->co, MSG(MISMATCH)));
+        }
+        er_free(x);
+    }
+    /* Nobody else to ask. */
+    edge_rig *x = er_boot(1, NULL);
     er_submit(x, 1, 1, 0xff);
-    uint64_t id = er_call(x, 0, 0)->msg->env->call->id;
-    rig_clear(&x->r);
-    er_fail(x, 0, id, CW__PB__FAIL_CODE__FAIL_NUMERIC, 1, 3, NULL, 0);
-    assert_int_equal(x->n_done, 1);
+    numeric(x, 0);
     assert_int_equal(x->req.status, CW_STATUS_NUMERIC);
     assert_non_null(strstr(x->req.text, "w0"));
-    /* The other worker is told not to bother. */
-    assert_non_null(rig_sent(&x->r, x->link[1], MSG(CANCEL)));
     er_free(x);
 }
 
@@ -441,11 +464,11 @@ static void late_and_repeated_answers_are_ignored(void **state)
     assert_non_null(rig_sent(&x->r, x->link[0], MSG(CANCEL)));
     rig_clear(&x->r);
     er_reply(x, 0, &copy); /* crossed with the cancellation */
-    assert_int_equal(facts(x).late, 1);
+    assert_int_equal(facts(x).n.late, 1);
     assert_int_equal(x->f16[0], 0); /* nothing was written */
     assert_null(rig_action(&x->r, CW_ACT_BLAME, 0, 0, 0));
     er_fail(x, 0, 999, CW__PB__FAIL_CODE__FAIL_EXPIRED, 0, 0, NULL, 0);
-    assert_int_equal(facts(x).late, 2);
+    assert_int_equal(facts(x).n.late, 2);
     /* With another call under way, answers to ids before and after it are still nobody's. */
     er_submit(x, 1, 1, 0x01);
     uint64_t id = er_call(x, 0, 0)->msg->env->call->id;
@@ -460,7 +483,7 @@ static void late_and_repeated_answers_are_ignored(void **state)
         er_acts(x);
     }
     assert_int_equal(x->n_done, 1);
-    assert_int_equal(facts(x).late, 4);
+    assert_int_equal(facts(x).n.late, 4);
     er_reply(x, 0, er_call(x, 0, 0));
     er_check_rows(x);
     er_free(x);
@@ -513,19 +536,21 @@ static void a_call_nobody_answers_is_sent_again_and_the_deadline_holds(void **st
     er_free(x);
 }
 
-static void a_worker_leaves_the_epoch_after_its_last_answer(void **state)
+static void who_is_out_of_the_epoch_gives_no_more_rows(void **state)
 {
     (void)state;
     edge_rig *x = er_boot(2, NULL);
     er_submit(x, 1, 1, 0xff);
+    cw_action *late = er_call(x, 1, 0);
+    assert_int_equal(entries_of(late), 4);
     x->n_workers = 1;
     er_epoch_news(x, 1, 2);
-    assert_null(rig_action(&x->r, CW_ACT_CLOSE, x->link[1], 0, 0)); /* make before break */
-    x->n_workers = 2;
+    assert_non_null(rig_action(&x->r, CW_ACT_CLOSE, x->link[1], 0, 0));
+    assert_int_equal(entries_of(er_call(x, 0, 1)), 4); /* at once elsewhere */
+    er_reply(x, 1, late);
     er_answer_all(x);
     er_check_rows(x);
-    rig_tick(&x->r, 100000);
-    assert_non_null(rig_action(&x->r, CW_ACT_CLOSE, x->link[1], 0, 0));
+    assert_int_equal(facts(x).n.resent, 1);
     er_submit(x, 1, 1, 0xff);
     assert_int_equal(entries_of(er_call(x, 0, 0)), 8);
     er_free(x);
@@ -651,11 +676,11 @@ int main(void)
         cmocka_unit_test(without_a_replica_the_worker_is_waited_for_and_then_named),
         cmocka_unit_test(not_here_takes_the_epoch_and_asks_elsewhere),
         cmocka_unit_test(busy_waits_and_stopping_goes_elsewhere),
-        cmocka_unit_test(a_numeric_failure_ends_the_request_naming_the_worker),
+        cmocka_unit_test(a_row_that_is_not_finite_is_asked_of_a_replica_once),
         cmocka_unit_test(late_and_repeated_answers_are_ignored),
         cmocka_unit_test(a_reply_of_the_wrong_shape_costs_the_link_and_not_the_answer),
         cmocka_unit_test(a_call_nobody_answers_is_sent_again_and_the_deadline_holds),
-        cmocka_unit_test(a_worker_leaves_the_epoch_after_its_last_answer),
+        cmocka_unit_test(who_is_out_of_the_epoch_gives_no_more_rows),
         cmocka_unit_test(refusals_of_workers_are_kept_for_the_user),
         cmocka_unit_test(a_new_ticket_ends_the_wait_for_who_refused_the_old_one),
         cmocka_unit_test(stopping_ends_open_requests_and_says_bye),

@@ -5,9 +5,11 @@
  *
  * A request is one layer's (row, expert) entries. The machine divides them over the workers that hold the
  * experts so that the predicted finish of the slowest is least, cuts them into calls, and puts the rows that
- * come back where the request wants them. Who computes never changes a bit, so calls are resent freely: when
- * a link is lost, when a worker no longer holds an expert, when no answer comes in time. A request ends
- * exactly once, done or failed with a sentence.
+ * come back where the request wants them. Who computes never changes a bit, so calls are resent freely: at
+ * once when a link is lost or an expert has moved, on time when a worker is late (a hedge; at most 5 % of
+ * messages), later when a worker is busy. A row that came twice is compared before it is dropped, one message
+ * in 512 is sent to two workers on purpose, and a worker whose rows are proven wrong is asked no more. A
+ * request ends exactly once, done or failed with a sentence.
  */
 #pragma once
 #include "cw/machine.h"
@@ -36,8 +38,14 @@ typedef struct {
     const cw_edge_layer *layers; /* [n_layers], copied */
     uint64_t seed;               /* jitter */
     int64_t idle_us;             /* worker links close after that long without a request [60 s] */
-    int64_t homeless_us;         /* how long an entry waits for a home before its request fails [5 s] */
-    int64_t reply_us;            /* no reply for that long: the call is sent again [5 s] */
+    int64_t homeless_us;         /* how long an entry waits for a home before its request fails [10 s] */
+    int64_t reply_us;            /* no reply for that long: the call is taken back and sent again [5 s] */
+    /* A decode call is hedged when its service time passes what 99 of 100 took, but never before and, unless
+     * the worker is slower than that by nature, never after these. [25 ms, 150 ms] */
+    int64_t hedge_least_us, hedge_most_us;
+    int64_t silent_us;     /* a late worker that does not answer a ping for that long has hung [120 ms] */
+    int64_t verdict_us;    /* rows in dispute wait so long for the coordinator's verdict [3 s] */
+    uint32_t double_every; /* one message in so many goes to two workers, to compare; 1: all [512] */
     /* From an earlier run, so that it can start while the coordinator is down. All or nothing. */
     bool has_saved;
     cw_key sign_key;
@@ -75,6 +83,8 @@ typedef struct cw_edge_request {
     int64_t ld;                   /* values from one row of q to the next; d_model where they are dense */
     const cw_edge_entry *entries; /* ascending by (row, expert) */
     Cw__Pb__CallClass klass;
+    uint32_t stream; /* which conversation, for the workers' admission; 0: not told */
+    /* Put off by the machine while workers say that they are busy: overload is waited for, not failed. */
     int64_t deadline_us;
     uint16_t *f16;
     int8_t *e;
@@ -85,7 +95,9 @@ typedef struct cw_edge_request {
     /* The machine's. */
     struct cw_edge_request *next;
     struct cw_edge_request *prev;
-    uint32_t n_left; /* entries without a row yet */
+    struct cw_edge_mark *marks; /* [n_entries] */
+    int64_t allowed_us;         /* deadline_us less the time of submission */
+    uint32_t n_left;            /* entries without a row that may be used */
     bool active;
 } cw_edge_request;
 
@@ -126,6 +138,27 @@ void cw_edge_stop(cw_edge *e, int64_t now_us, cw_outbox *out);
 
 /* --- facts --- */
 
+/* Totals since the machine was made. */
+typedef struct {
+    uint64_t calls;      /* messages sent to workers, all kinds */
+    uint64_t resent;     /* of these: again, because a link or a worker was lost */
+    uint64_t hedges;     /* of these: to a second worker, because the first was late */
+    uint64_t hedge_wins; /* hedges that answered first */
+    uint64_t doubled;    /* of these: to a second worker, to compare */
+    uint64_t compared;   /* rows that came from two workers */
+    uint64_t mismatches; /* of these: that differed */
+    uint64_t busy;       /* calls that a worker put off */
+    uint64_t suspects;   /* times a worker was found late thrice in a row, or hanging */
+    uint64_t late;       /* replies nobody waited for any more */
+} cw_edge_counts;
+
+/* What the coordinator is told beside the counts; the caller's business, repeated with every heartbeat. */
+typedef struct {
+    uint64_t tokens, fallback_tokens;
+    char mode[16]; /* empty: "split" while somebody asks, else "idle" */
+} cw_edge_story;
+void cw_edge_tell(cw_edge *e, const cw_edge_story *s);
+
 typedef struct {
     bool admitted;               /* by the coordinator, now */
     bool refused;                /* for good; why says it */
@@ -135,8 +168,10 @@ typedef struct {
     uint64_t epoch_term, epoch_number;
     int64_t ticket_not_after_ms; /* 0: none */
     char model_name[257];
-    char why[CW_TEXT_MAX];        /* what is missing, a sentence; empty when covered */
-    uint64_t calls, resent, late; /* sent; sent again; replies nobody waited for any more */
+    char why[CW_TEXT_MAX];     /* what is missing, a sentence; empty when covered */
+    char waiting[CW_TEXT_MAX]; /* what open requests wait for, a sentence; empty when for replies only */
+    int64_t waiting_us;        /* for how long already */
+    cw_edge_counts n;
 } cw_edge_facts;
 void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out);
 
@@ -145,8 +180,12 @@ typedef struct {
     char name[CW_NAME_MAX + 1];
     char address[CW_ADDRESS_MAX];
     bool up;
+    bool suspect;                              /* late or hanging: asked only where there is no other */
+    bool barred;                               /* gave wrong rows: not asked */
     uint64_t calls, rows, bytes_out, bytes_in; /* answered calls; out: to the worker */
     uint32_t rtt_us, service_us;               /* smoothed; 0: not measured yet */
+    uint32_t hedge_us;                         /* when a small call would be hedged now */
+    uint64_t bytes_per_s;                      /* what its link carries; 0: not measured */
     char why[160];                             /* not up: the last reason */
 } cw_edge_worker_facts;
 /* The i-th worker of the epoch or of the past with answered calls; false beyond the last. */
