@@ -1,11 +1,5 @@
-/*
- * Calls: accepting, the queue, and batches. A job begins with the oldest call of the edge whose turn it is
- * and takes along every row queued for the same (layer, expert), whoever asked, so that weights are read once
- * for all of them. Nothing waits to be batched: a job is given out as soon as the compute stage has room for
- * one.
- *
- * Turns go round by edge, one job each. (Deficit counting in weight bytes would go into next_peer and take.)
- */
+/* The life of a call: checked, queued, dropped when nobody wants it any more, answered when all its rows are
+ * back. Whose turn it is and what goes into a job is decided in turns.c. */
 #include <stdio.h>
 #include <string.h>
 
@@ -22,47 +16,16 @@ static void call_free(cw_worker *w, call *c)
     cw_free(c);
 }
 
-static void leave_layer(cw_worker *w, call *c)
-{
-    if (!c->in_layer) return;
-    if (c->layer_prev)
-        c->layer_prev->layer_next = c->layer_next;
-    else
-        w->layer_calls[c->v.layer] = c->layer_next;
-    if (c->layer_next) c->layer_next->layer_prev = c->layer_prev;
-    c->in_layer = false;
-    c->peer->n_pending_calls--;
-}
-
-/* At the end of its layer's list: older calls of a layer come first in every batch. */
-static void enter_layer(cw_worker *w, call *c)
-{
-    call **at = &w->layer_calls[c->v.layer], *last = NULL;
-    for (; *at; at = &(*at)->layer_next) last = *at;
-    *at = c;
-    c->layer_prev = last;
-    c->layer_next = NULL;
-    c->in_layer = true;
-    c->peer->n_pending_calls++;
-}
-
 void call_unlink(cw_worker *w, call *c)
 {
     peer *p = c->peer;
     if (p) {
-        leave_layer(w, c);
         w->n_entries -= c->n_pending;
+        turns_leave(w, c);
         c->n_pending = 0;
-        if (c->peer_prev)
-            c->peer_prev->peer_next = c->peer_next;
-        else
-            p->head = c->peer_next;
-        if (c->peer_next)
-            c->peer_next->peer_prev = c->peer_prev;
-        else
-            p->tail = c->peer_prev;
+        turns_list_remove(c, IN_PEER);
         p->n_calls--;
-        p->bytes -= c->bytes;
+        p->account->bytes -= c->bytes;
         w->n_calls--;
         c->peer = NULL;
     }
@@ -132,31 +95,14 @@ static call *call_new(cw_worker *w, peer *p, const cw_call_view *v, cw_msg *msg,
         return NULL;
     }
     c->msg = msg;
-    c->peer_prev = p->tail;
-    if (p->tail)
-        p->tail->peer_next = c;
-    else
-        p->head = c;
-    p->tail = c;
+    turns_list_add(&p->calls, c, IN_PEER);
     p->n_calls++;
-    p->bytes += bytes;
+    p->account->bytes += bytes;
     w->n_calls++;
     w->n_entries += v->n_entries;
     w->queue_bytes += bytes;
-    enter_layer(w, c);
+    turns_enter(w, c);
     return c;
-}
-
-/*
- * Whether the queue takes `bytes` more from this edge. Prefill is turned away at half the bounds, so that
- * calls of running answers find room; those meet the bounds only when an edge has far more under way than its
- * streams could ask for.
- */
-static bool has_room(const cw_worker *w, const peer *p, const cw_call_view *v, size_t bytes)
-{
-    uint64_t part = v->klass == CW__PB__CALL_CLASS__CLASS_PREFILL ? 2 : 1;
-    return p->bytes + bytes <= w->c.peer_bytes_max / part &&
-           w->queue_bytes + bytes <= w->c.queue_bytes_max / part;
 }
 
 static void cut(cw_worker *w, peer *p, const char *why, cw_outbox *out)
@@ -171,7 +117,7 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
 {
     cw_call_view v;
     cw_err err = {0};
-    if (!p->admitted) return;
+    if (!p->admitted || !p->account) return;
     if (cw_call_view_get(ev->msg, &w->limits, &v, &err) != CW_OK) {
         cut(w, p, err.text, out);
         return;
@@ -183,7 +129,7 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
     }
     p->last_id = v.id;
     size_t in = cw_msg_total_bytes(ev->msg), bytes = in + reply_bytes(w, &v);
-    uint32_t absent = first_absent(w, &v);
+    uint32_t absent = first_absent(w, &v), retry_ms;
     if (w->stopping) {
         reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_STOPPING, 0, 0, 0, "this worker is stopping", out);
     } else if (absent < v.n_entries) {
@@ -191,8 +137,10 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
         uint32_t e = cw_entry_get(v.entries, absent).expert;
         snprintf(text, sizeof text, "expert %u of layer %u is not here", e, v.layer);
         reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_NOT_HERE, v.layer, e, 0, text, out);
-    } else if (!has_room(w, p, &v, bytes) || !call_new(w, p, &v, ev->msg, bytes)) {
-        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "the queue is full", out);
+    } else if ((why = turns_refuse(w, p->account, &v, ev->msg->env->call->stream, bytes, &retry_ms))) {
+        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, retry_ms, why, out);
+    } else if (!call_new(w, p, &v, ev->msg, bytes)) {
+        reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "out of memory", out);
     } else {
         ev->msg = NULL; /* kept */
         w->bytes_in += in;
@@ -201,7 +149,7 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
 
 void calls_cancel(cw_worker *w, peer *p, uint64_t id)
 {
-    for (call *c = p->head; c; c = c->peer_next)
+    for (call *c = p->calls.head; c; c = c->in[IN_PEER].next)
         if (c->v.id == id) {
             call_unlink(w, c);
             return;
@@ -210,7 +158,7 @@ void calls_cancel(cw_worker *w, peer *p, uint64_t id)
 
 void calls_drop_peer(cw_worker *w, peer *p)
 {
-    while (p->head) call_unlink(w, p->head);
+    while (p->calls.head) call_unlink(w, p->calls.head);
 }
 
 /* Answers with a failure and forgets the call. */
@@ -221,30 +169,36 @@ static void fail(cw_worker *w, call *c, Cw__Pb__FailCode code, uint32_t expert, 
     call_unlink(w, c);
 }
 
-static run *run_of(call *c, uint32_t expert)
+run *call_run(call *c, uint32_t expert)
 {
-    for (uint32_t i = 0; i < c->n_runs; i++)
-        if (c->runs[i].expert == expert) return &c->runs[i];
-    return NULL;
+    uint32_t lo = 0, hi = c->n_runs;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (c->runs[mid].expert < expert)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo < c->n_runs && c->runs[lo].expert == expert ? &c->runs[lo] : NULL;
 }
 
 void calls_drop_expert(cw_worker *w, uint32_t layer, uint32_t expert, cw_outbox *out)
 {
-    for (call *c = w->layer_calls[layer], *next; c; c = next) {
-        next = c->layer_next;
-        run *r = run_of(c, expert);
+    for (call *c = w->layer_calls[layer].head, *next; c; c = next) {
+        next = c->in[IN_LAYER].next;
+        run *r = call_run(c, expert);
         if (r && r->taken < r->n)
             fail(w, c, CW__PB__FAIL_CODE__FAIL_NOT_HERE, expert, "the expert was given to other workers",
                  out);
     }
 }
 
-static bool is_late(const cw_worker *w, const call *c)
+bool calls_is_late(const cw_worker *w, const call *c)
 {
     return w->now_us - c->received_us > (int64_t)c->v.budget_us;
 }
 
-static void expire(cw_worker *w, call *c, cw_outbox *out)
+void calls_expire_one(cw_worker *w, call *c, cw_outbox *out)
 {
     fail(w, c, CW__PB__FAIL_CODE__FAIL_EXPIRED, 0, "the call waited longer than its budget", out);
 }
@@ -252,101 +206,10 @@ static void expire(cw_worker *w, call *c, cw_outbox *out)
 void calls_expire(cw_worker *w, cw_outbox *out)
 {
     for (uint32_t l = 0; l < w->n_layers; l++)
-        for (call *c = w->layer_calls[l], *next; c; c = next) {
-            next = c->layer_next;
-            if (is_late(w, c)) expire(w, c, out);
+        for (call *c = w->layer_calls[l].head, *next; c; c = next) {
+            next = c->in[IN_LAYER].next;
+            if (calls_is_late(w, c)) calls_expire_one(w, c, out);
         }
-}
-
-/* The next edge in turn that has something queued. */
-static peer *next_peer(cw_worker *w)
-{
-    for (size_t k = 0; k < w->n_peers; k++) {
-        size_t i = (w->turn + k) % w->n_peers;
-        if (!w->peers[i]->n_pending_calls) continue;
-        w->turn = i + 1;
-        return w->peers[i];
-    }
-    return NULL;
-}
-
-static call *next_call(cw_worker *w, cw_outbox *out)
-{
-    for (peer *p; (p = next_peer(w));) {
-        call *c = p->head;
-        while (!c->in_layer) c = c->peer_next;
-        if (!is_late(w, c)) return c;
-        expire(w, c, out);
-    }
-    return NULL;
-}
-
-/* Puts what is left of run r of call c into the job, as far as there is room. */
-static void take(cw_worker *w, job_slot *s, call *c, run *r)
-{
-    cw_job *job = &s->job;
-    const cw_worker_layer *l = &w->layers[c->v.layer];
-    bool f16 = l->rows == CW__PB__REPLY_KIND__ROWS_F16;
-    size_t d = w->d_model;
-    if (!c->started_us) c->started_us = w->now_us;
-    for (; r->taken < r->n && job->n_rows < w->c.job_rows_max; r->taken++) {
-        uint32_t i = r->first + r->taken;
-        size_t row = cw_entry_get(c->v.entries, i).row;
-        s->row_call[job->n_rows] = c;
-        job->rows[job->n_rows++] = (cw_job_row){.q = c->v.q ? c->v.q + row * d : NULL,
-                                                .s = c->v.s ? c->v.s + row * (d / 8) : NULL,
-                                                .x = c->v.x ? c->v.x + row * d * 4 : NULL,
-                                                .out = c->rows_mem + i * d * (f16 ? 2 : 4),
-                                                .e = f16 ? &c->exps_mem[i] : NULL};
-        c->n_in_job++;
-        c->n_pending--;
-        w->n_entries--;
-    }
-    if (!c->n_pending) leave_layer(w, c);
-}
-
-static void fill(cw_worker *w, job_slot *s, call *c)
-{
-    cw_job *job = &s->job;
-    job->n_rows = job->n_experts = 0;
-    for (uint32_t i = 0; i < c->n_runs && job->n_rows < w->c.job_rows_max; i++) {
-        run *r = &c->runs[i];
-        if (r->taken == r->n) continue;
-        uint32_t first = job->n_rows;
-        take(w, s, c, r);
-        for (call *o = w->layer_calls[c->v.layer], *next; o; o = next) {
-            next = o->layer_next;
-            if (o == c || is_late(w, o)) continue; /* the next tick answers the late ones */
-            run *other = run_of(o, r->expert);
-            if (other && other->taken < other->n) take(w, s, o, other);
-        }
-        job->experts[job->n_experts++] = (cw_job_expert){
-            .layer = c->v.layer, .expert = r->expert, .first = first, .n = job->n_rows - first};
-    }
-}
-
-void calls_pump(cw_worker *w, cw_outbox *out)
-{
-    while (w->n_jobs < w->c.jobs_in_flight) {
-        call *c = next_call(w, out);
-        if (!c) return;
-        job_slot *s = w->jobs;
-        while (s->busy) s++;
-        fill(w, s, c);
-        s->busy = true;
-        w->n_jobs++;
-        worker_act(w, CW_WORKER_COMPUTE)->job = &s->job;
-    }
-}
-
-bool calls_in_job(const cw_worker *w, uint32_t layer, uint32_t expert)
-{
-    for (uint32_t i = 0; i < w->c.jobs_in_flight; i++)
-        for (uint32_t k = 0; w->jobs[i].busy && k < w->jobs[i].job.n_experts; k++) {
-            const cw_job_expert *x = &w->jobs[i].job.experts[k];
-            if (x->layer == layer && x->expert == expert) return true;
-        }
-    return false;
 }
 
 static uint32_t expert_of_row(const cw_job *job, uint32_t row)
@@ -380,7 +243,12 @@ void cw_worker_computed(cw_worker *w, cw_job *job, int64_t now_us, int64_t wall_
     CW_ASSERT(s->busy);
     w->now_us = now_us;
     w->wall_ms = wall_ms;
-    for (uint32_t r = 0; r < job->n_rows; r++) row_back(w, job, r, s->row_call[r], out);
+    pace_learn(&w->pace, s, now_us);
+    report_rows(w, job);
+    if (s->is_audit)
+        audit_back(w, s, out);
+    else
+        for (uint32_t r = 0; r < job->n_rows; r++) row_back(w, job, r, s->row_call[r], out);
     s->busy = false;
     w->n_jobs--;
     if (w->stopped) return;

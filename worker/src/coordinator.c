@@ -12,6 +12,7 @@
 
 static void retry(cw_worker *w, int64_t after_us)
 {
+    audit_forget(w); /* whoever asked has gone */
     w->co.state = w->stopping ? CO_OFF : CO_WAITING;
     w->co.link = 0;
     w->co.retry_us = w->now_us + after_us;
@@ -221,6 +222,7 @@ static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
     case CW__PB__ENVELOPE__BODY_DROP:
         holdings_change(w, false, env->drop->seq, env->drop->sets, env->drop->n_sets, out);
         break;
+    case CW__PB__ENVELOPE__BODY_AUDIT: audit_ask(w, env->audit, out); break;
     case CW__PB__ENVELOPE__BODY_TICKET:
         w->wall_offset_ms = (int64_t)env->ticket->wall_ms - w->wall_ms;
         take_revoked(w, env->ticket->revoked, out);
@@ -250,21 +252,6 @@ void coordinator_event(cw_worker *w, cw_event *ev, cw_outbox *out)
     }
 }
 
-static int compare_u32(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-static uint32_t median_service(const cw_worker *w)
-{
-    uint32_t n = w->n_service < SERVICE_RING ? w->n_service : SERVICE_RING, v[SERVICE_RING];
-    if (!n) return 0;
-    memcpy(v, w->service_us, n * sizeof *v);
-    qsort(v, n, sizeof *v, compare_u32);
-    return v[n / 2];
-}
-
 static void heartbeat(cw_worker *w, cw_outbox *out)
 {
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
@@ -272,15 +259,7 @@ static void heartbeat(cw_worker *w, cw_outbox *out)
     ping.t_us = (uint64_t)w->now_us;
     env.body_case = CW__PB__ENVELOPE__BODY_PING, env.ping = &ping;
     cw_send(out, w->co.link, &env, NULL, 0);
-
-    cw_worker_facts f;
-    cw_worker_get_facts(w, &f);
-    Cw__Pb__WorkerLoad load = CW__PB__WORKER_LOAD__INIT;
-    load.calls = f.calls, load.rows = f.rows, load.bytes_in = f.bytes_in, load.bytes_out = f.bytes_out;
-    load.queue_rows = f.queued_entries, load.edges = f.n_edges;
-    load.service_us_p50 = median_service(w), load.wall_ms = (uint64_t)w->wall_ms, load.speed = w->c.speed;
-    env.body_case = CW__PB__ENVELOPE__BODY_WORKER_LOAD, env.worker_load = &load;
-    cw_send(out, w->co.link, &env, NULL, 0);
+    report_send(w, out);
 }
 
 void coordinator_tick(cw_worker *w, cw_outbox *out)

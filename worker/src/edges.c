@@ -1,6 +1,7 @@
 /*
  * Edges: who may call. An edge shows a ticket that the coordinator signed for its CURVE key, this cluster and
- * this model; everything else is refused in words. A ticket that has run out is honoured for 24 hours while
+ * this model; everything else is refused in words. Another worker that shows such a ticket for chunks may
+ * fetch chunks and nothing else (chunks.c). A ticket that has run out is honoured for 24 hours while
  * the coordinator cannot be reached, unless its key is on the last revocation list.
  */
 #include <stdio.h>
@@ -36,11 +37,11 @@ static peer *add(cw_worker *w, const cw_event *ev)
 static void drop(cw_worker *w, peer *p)
 {
     calls_drop_peer(w, p);
+    turns_account_leave(w, &p->account);
     for (size_t i = 0; i < w->n_peers; i++)
         if (w->peers[i] == p) {
             memmove(&w->peers[i], &w->peers[i + 1], (w->n_peers - i - 1) * sizeof *w->peers);
             w->n_peers--;
-            if (w->turn > i) w->turn--;
             break;
         }
     cw_free(p);
@@ -73,32 +74,36 @@ static bool in_time(const cw_worker *w, int64_t not_after_ms)
 
 /* NULL: the ticket is good for this peer. */
 static const char *ticket_trouble(const cw_worker *w, const peer *p, ProtobufCBinaryData bytes,
-                                  int64_t *not_after_ms)
+                                  cw_ticket *out)
 {
     cw_ticket t;
-    if (!bytes.len) return "an edge needs a ticket from the coordinator, and none was shown";
+    if (!bytes.len) return "a ticket from the coordinator is needed, and none was shown";
     cw_status s = cw_ticket_verify(&w->sign_key, bytes.data, bytes.len, &t, NULL);
     if (s == CW_STATUS_AUTH) return "the ticket was not signed by this cluster's coordinator";
     if (s != CW_OK) return "the ticket is damaged";
     if (!cw_key_equal(&t.edge, &p->key))
         return "the ticket belongs to another key: tickets cannot be copied to another machine or name; "
                "enrol this one with its own join string";
-    if (t.right != CW_RIGHT_CALLS) return "the ticket is for fetching chunks, not for calls";
+    if (t.right != (p->is_worker ? CW_RIGHT_CHUNKS : CW_RIGHT_CALLS))
+        return p->is_worker ? "the ticket is for calls, not for fetching chunks"
+                            : "the ticket is for fetching chunks, not for calls";
     if (memcmp(t.cluster, w->cluster_id, CW_CLUSTER_BYTES)) return "the ticket is for another cluster";
     if (memcmp(t.model_digest, w->digest, CW_DIGEST_BYTES)) return "the ticket is for another model";
-    int64_t end = t.not_after_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)t.not_after_ms;
-    if (!in_time(w, end)) return "the ticket has run out; get a new one from the coordinator";
-    *not_after_ms = end;
+    if (t.not_after_ms > INT64_MAX / 2) t.not_after_ms = INT64_MAX / 2;
+    if (!in_time(w, (int64_t)t.not_after_ms))
+        return "the ticket has run out; get a new one from the coordinator";
+    *out = t;
     return NULL;
 }
 
 /* REFUSAL_NONE: welcome. Otherwise text says why. */
-static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hello *h, uint32_t *retry_ms,
-                                 char *text, size_t cap)
+static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hello *h, cw_ticket *ticket,
+                                 uint32_t *retry_ms, char *text, size_t cap)
 {
     *retry_ms = 0;
-    if (h->role != CW__PB__ROLE__ROLE_EDGE)
-        return snprintf(text, cap, "only edges call workers"), CW__PB__REFUSAL_CODE__REFUSAL_ROLE;
+    if (h->role != CW__PB__ROLE__ROLE_EDGE && h->role != CW__PB__ROLE__ROLE_WORKER)
+        return snprintf(text, cap, "only edges and workers come here"), CW__PB__REFUSAL_CODE__REFUSAL_ROLE;
+    p->is_worker = h->role == CW__PB__ROLE__ROLE_WORKER;
     if (h->proto_max < CW_PROTO_MIN || h->proto_min > CW_PROTO_MAX)
         return snprintf(text, cap,
                         "this worker speaks protocol %d to %d, the edge %u to %u: update the older one",
@@ -127,8 +132,7 @@ static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hell
     if (h->model_digest.len != CW_DIGEST_BYTES || memcmp(h->model_digest.data, w->digest, CW_DIGEST_BYTES))
         return snprintf(text, cap, "the edge's model is not the one served here (\"%.100s\")", w->model_name),
                CW__PB__REFUSAL_CODE__REFUSAL_MODEL;
-    int64_t end = 0;
-    const char *why = ticket_trouble(w, p, h->ticket, &end);
+    const char *why = ticket_trouble(w, p, h->ticket, ticket);
     if (why) return snprintf(text, cap, "%s", why), CW__PB__REFUSAL_CODE__REFUSAL_TICKET;
     uint32_t links = 0;
     for (size_t i = 0; i < w->n_peers; i++)
@@ -136,7 +140,7 @@ static Cw__Pb__RefusalCode judge(const cw_worker *w, peer *p, const Cw__Pb__Hell
     if (links >= LINKS_PER_KEY)
         return *retry_ms = 1000, snprintf(text, cap, "this edge has %u connections here already", links),
                CW__PB__REFUSAL_CODE__REFUSAL_FULL;
-    p->not_after_ms = end;
+    p->not_after_ms = (int64_t)ticket->not_after_ms;
     return CW__PB__REFUSAL_CODE__REFUSAL_NONE;
 }
 
@@ -155,7 +159,14 @@ static void hello(cw_worker *w, peer *p, const Cw__Pb__Hello *h, cw_outbox *out)
 {
     char text[256];
     uint32_t retry_ms;
-    Cw__Pb__RefusalCode code = judge(w, p, h, &retry_ms, text, sizeof text);
+    cw_ticket t = {0};
+    Cw__Pb__RefusalCode code = judge(w, p, h, &t, &retry_ms, text, sizeof text);
+    if (code == CW__PB__REFUSAL_CODE__REFUSAL_NONE && !p->is_worker &&
+        !(p->account = turns_account(w, &p->key, t.streams, t.rows_per_s))) {
+        code = CW__PB__REFUSAL_CODE__REFUSAL_BUSY;
+        retry_ms = 1000;
+        snprintf(text, sizeof text, "this worker is out of memory");
+    }
     if (code != CW__PB__REFUSAL_CODE__REFUSAL_NONE) {
         refuse(w, p, code, retry_ms, text, out);
         return;

@@ -163,7 +163,7 @@ static void unload_next(cw_worker *w)
 {
     for (uint32_t l = 0; l < w->n_layers && w->n_unloading; l++)
         for (uint32_t e = 0; e < w->n_experts; e++) {
-            if (*state_of(w, l, e) != X_UNLOADING || calls_in_job(w, l, e)) continue;
+            if (*state_of(w, l, e) != X_UNLOADING || turns_in_job(w, l, e)) continue;
             set_state(w, l, e, X_NONE);
             if (is_wanted(w, l, e)) w->n_missing++;
             cw_worker_act *a = worker_act(w, CW_WORKER_UNLOAD);

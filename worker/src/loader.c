@@ -244,8 +244,8 @@ void loader_free(loader **lp)
     if (!lp || !*lp) return;
     loader *l = *lp;
     if (l->running) {
-        /* Closed first: a thread that is woken out of one job must not begin another, whose items would be those that
-           the store link still has. */
+        /* Closed first: a thread that is woken out of one job must not begin another, whose items would be
+           those that the store link still has. */
         cw_queue_close(l->in);
         pthread_mutex_lock(&l->store_lock);
         l->stopping = true;

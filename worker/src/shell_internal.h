@@ -12,7 +12,8 @@
 #include "cw/queue.h"
 #include "cw/worker_machine.h"
 
-/* --- compute.c: one thread of its own with a pool, or the socket's thread where the worker has only one --- */
+/* --- compute.c: one thread of its own with a pool, or the socket's thread where the worker has only one ---
+ */
 
 typedef struct compute compute;
 typedef struct {

@@ -42,6 +42,7 @@ cw_status cw_worker_new(const cw_worker_config *c, cw_worker **out, cw_err *err)
             (cw_backoff){.first_us = LOAD_RETRY_US, .most_us = LOAD_RETRY_MOST_US, .random = c->seed + 1};
         w->co.enrolled = c->enrolled;
         w->co.heartbeat_us = 2000000;
+        pace_start(&w->pace, (double)c->speed);
         w->wanted = cw_calloc((size_t)CW_WIRE_MAX_LAYERS * CW_WIRE_MAX_EXPERTS / 8, 1);
     }
     if (!w || !w->wanted || !jobs_new(w)) {
@@ -59,19 +60,23 @@ void cw_worker_free(cw_worker **wp)
     while (w->n_peers) {
         peer *p = w->peers[--w->n_peers];
         calls_drop_peer(w, p);
+        turns_account_leave(w, &p->account);
         cw_free(p);
     }
     for (uint32_t i = 0; w->jobs && i < w->c.jobs_in_flight; i++) {
         job_slot *s = &w->jobs[i];
         /* Dead calls live as long as a job points at them; the shell has stopped computing by now. */
-        for (uint32_t r = 0; s->busy && r < s->job.n_rows; r++)
+        for (uint32_t r = 0; s->busy && !s->is_audit && r < s->job.n_rows; r++)
             if (--s->row_call[r]->n_in_job == 0) call_unlink(w, s->row_call[r]);
         cw_free(s->job.experts);
         cw_free(s->job.rows);
         cw_free(s->row_call);
     }
+    audit_free(w);
     cw_free(w->jobs);
     cw_free(w->layer_calls);
+    cw_free(w->accounts);
+    cw_free(w->expert_rows);
     cw_free(w->peers);
     cw_free(w->revoked);
     cw_free(w->epoch);
@@ -153,7 +158,7 @@ static void set_time(cw_worker *w, int64_t now_us, int64_t wall_ms)
 /* What follows from any event: jobs, loads, the end of a drain. */
 static void settle(cw_worker *w, cw_outbox *out)
 {
-    calls_pump(w, out);
+    turns_pump(w, out);
     holdings_tick(w, out);
     if (w->stopping && !w->stopped && (w->now_us >= w->stop_us || (!w->n_calls && !w->n_jobs))) {
         edges_bye(w, "this worker is stopping", out);
@@ -169,6 +174,7 @@ void cw_worker_event(cw_worker *w, cw_event *ev, cw_outbox *out)
         coordinator_tick(w, out);
         edges_tick(w, out);
         calls_expire(w, out);
+        audit_tick(w, out);
     } else if (ev->link & CW_LINK_OUT) {
         coordinator_event(w, ev, out);
     } else {
@@ -184,9 +190,10 @@ void cw_worker_model_ready(cw_worker *w, uint32_t n_layers, uint32_t n_experts, 
     CW_ASSERT(!w->model_ready && n_layers && n_layers <= CW_WIRE_MAX_LAYERS && n_experts &&
               n_experts <= CW_WIRE_MAX_EXPERTS && d_model);
     w->layers = cw_calloc(n_layers, sizeof *layers);
-    w->layer_calls = cw_calloc(n_layers, sizeof(call *));
+    w->layer_calls = cw_calloc(n_layers, sizeof *w->layer_calls);
     w->state = cw_calloc((size_t)n_layers * n_experts, 1);
-    if (!w->layers || !w->layer_calls || !w->state) {
+    w->expert_rows = cw_calloc((size_t)n_layers * n_experts, sizeof *w->expert_rows);
+    if (!w->layers || !w->layer_calls || !w->state || !w->expert_rows) {
         worker_end(w, 1, "out of memory for the model's tables");
         return;
     }
@@ -257,6 +264,8 @@ void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out)
                              .rows = w->rows,
                              .bytes_in = w->bytes_in,
                              .bytes_out = w->bytes_out,
+                             .speed = w->pace.n_jobs >= SPEED_JOBS ? pace_speed(&w->pace) : w->c.speed,
+                             .queue_us = pace_queue_us(&w->pace, w->queued),
                              .wall_offset_ms = w->wall_offset_ms};
     for (size_t i = 0; i < w->n_peers; i++) out->n_edges += w->peers[i]->admitted;
 }

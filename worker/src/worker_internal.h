@@ -1,5 +1,7 @@
 /* The inside of the worker machine, shared by its files: worker.c (life, events), coordinator.c (the control
- * link), holdings.c (what is loaded), edges.c (who may call), calls.c (queue and batches), reply.c (answers).
+ * link), report.c (what it tells the coordinator of its work), holdings.c (what is loaded), edges.c (who may
+ * call), calls.c (a call's life), turns.c (whose call is next, and how much of it), pace.c (how long
+ * computing takes), audit.c (rows that the coordinator asks for), reply.c (answers).
  */
 #pragma once
 #include "cw/backoff.h"
@@ -16,7 +18,20 @@ enum {
     DRAIN_US = 2000000,
     LINKS_PER_KEY = 4,
     CALL_ENTRIES_MAX = 4096, /* of one call; edges stay at a quarter of it */
-    BUSY_RETRY_MS = 20,
+    BUSY_RETRY_MS = 20,      /* where memory is short */
+    PIECE_US = 2000,     /* of compute in one go: the longest a call waits for work that is not its turn */
+    PIECE_ROWS_MIN = 8,  /* of one expert: fewer would read weights again and again */
+    QUANTUM_EXPERTS = 8, /* weight bytes an edge gains in a round: about a token's layer */
+    PREFILL_WAIT_US = 150000, /* a longer queue turns prefill away */
+    STREAM_WAIT_US = 300000,  /* a longer queue turns new streams away */
+    STREAM_IDLE_US = 2000000, /* a stream without a call for that long may give its place to another */
+    STREAMS_MAX = 256,        /* of one edge, whatever its ticket says */
+    AUDITS_MAX = 8,           /* waiting */
+    AUDIT_ROWS = 16,          /* of one job */
+    AUDIT_WAIT_US = 1000000,  /* for a moment without calls; then it goes between them */
+    SPEED_JOBS = 32,          /* before the measured speed is believed */
+    LOADS_EVERY_US = 5000000,
+    LOADS_MAX = 65536,                  /* experts in one report */
     SERVICE_RING = 128,                 /* latest service times, for the median */
     TICKET_GRACE_MS = 24 * 3600 * 1000, /* while the coordinator is out of reach */
     TICKET_SETTLE_US = 120 * 1000000,   /* after it is back: time for edges to renew */
@@ -25,11 +40,27 @@ enum {
 
 typedef struct peer peer;
 typedef struct call call;
+typedef struct audit_rows audit_rows;
 
 /* The entries of one expert in a call: [first, first + n), of which `taken` went into jobs. */
 typedef struct {
     uint32_t expert, first, n, taken;
 } run;
+
+/* Work in the two numbers its time depends on: weight bytes to be read, and those times rows. */
+typedef struct {
+    double bytes, row_bytes;
+} work;
+
+/* The lists a call is in: of its link; of its layer and of its edge's class while entries are pending. */
+enum { IN_PEER, IN_LAYER, IN_TURN, N_LISTS };
+typedef struct {
+    call *head, *tail;
+} call_list;
+typedef struct {
+    call *prev, *next;
+    call_list *list; /* NULL: in none */
+} call_hook;
 
 /* An accepted call. Alive: in its peer's list, not answered yet. Dead (peer NULL): only jobs still point at
  * it. */
@@ -40,33 +71,74 @@ struct call {
     int64_t received_us, started_us; /* started_us 0: no entry was given to a job yet */
     size_t bytes;                    /* of message and reply, for the bounds */
     uint32_t n_runs, n_pending, n_in_job, n_done;
-    run *runs;
+    run *runs;           /* ascending experts */
+    work left;           /* of what is pending, as if it were computed alone */
     cw_frame rows, exps; /* the reply being filled; COMBINED: the rows before they are combined */
     uint8_t *rows_mem;
     int8_t *exps_mem;
-    call *peer_prev, *peer_next;   /* alive calls of the peer, oldest first */
-    call *layer_prev, *layer_next; /* calls of this layer with pending entries */
-    bool in_layer;
+    call_hook in[N_LISTS];
 };
+
+typedef struct {
+    uint32_t id;
+    int64_t seen_us;
+} stream;
+
+enum { TURN_DECODE, TURN_PREFILL, N_TURNS };
+
+/* What one key may use and has used, over all its links. */
+typedef struct {
+    cw_key key;
+    uint32_t n_links;
+    uint64_t bytes;             /* of its calls and their replies */
+    call_list waiting[N_TURNS]; /* calls with pending entries */
+    double deficit;             /* weight bytes it may still use in this round; below 0: used ahead */
+    uint32_t streams_max, n_streams;
+    stream *streams;     /* [streams_max] */
+    uint32_t rows_per_s; /* 0: any; holds for prefill */
+    double rows_left;
+    int64_t rows_us; /* when rows_left was right */
+} account;
 
 struct peer {
     cw_link link;
     cw_key key;
     bool admitted;
+    bool is_worker;   /* comes for chunks; has no account */
+    account *account; /* NULL until admitted */
     int64_t since_us, not_after_ms;
     uint64_t last_id;
     uint64_t told_term, told_number; /* newest epoch this link was sent: a copy may be megabytes */
-    uint64_t bytes;
-    uint32_t n_calls, n_pending_calls;
-    call *head, *tail;
+    uint32_t n_calls;
+    call_list calls; /* alive, oldest first */
 };
+
+/* Rows that the coordinator wants to see (Audit); see audit.c. */
+typedef struct {
+    uint64_t id, seed;
+    uint32_t layer, expert, n_rows, n_done;
+    int64_t asked_us;
+    uint64_t hashes[CW_AUDIT_ROWS_MAX];
+} audit;
 
 /* A job with where its rows came from. */
 typedef struct {
     cw_job job; /* first member: the shell hands this pointer back */
-    bool busy;
-    call **row_call; /* [n_rows] */
+    bool busy, is_prefill, is_audit;
+    int64_t given_us;
+    work work;       /* as it is computed */
+    work alone;      /* the same rows, each call by itself */
+    call **row_call; /* [n_rows]; NULL rows of an audit */
 } job_slot;
+
+/* How long computing takes, learnt from jobs: us = by_byte * bytes + by_row_byte * row_bytes. */
+typedef struct {
+    double by_byte, by_row_byte;
+    double s11, s12, s22, s1, s2; /* sums of the least squares, fading */
+    double together;              /* time of a job over that of its calls alone: what batching saves */
+    int64_t last_end_us;
+    uint32_t n_jobs; /* measured, saturating */
+} pace;
 
 typedef enum { CO_WAITING, CO_OPENING, CO_SAID, CO_ADMITTED, CO_OFF } co_state;
 
@@ -124,12 +196,24 @@ struct cw_worker {
 
     /* Edges and calls. */
     peer **peers;
-    size_t n_peers, cap_peers, turn;
-    call **layer_calls; /* [n_layers] */
+    size_t n_peers, cap_peers;
+    account **accounts;
+    size_t n_accounts, cap_accounts, turn;
+    call_list *layer_calls; /* [n_layers] */
     uint64_t queue_bytes;
     uint32_t n_calls, n_entries; /* alive calls; entries not in a job yet */
-    job_slot *jobs;              /* [jobs_in_flight] */
+    work queued;                 /* of pending entries, each call alone */
+    pace pace;
+    job_slot *jobs; /* [jobs_in_flight] */
     uint32_t n_jobs;
+    audit *audits[AUDITS_MAX]; /* in order */
+    uint32_t n_audits;
+    audit_rows *audit_rows; /* NULL until the first one */
+
+    /* Reports. */
+    uint32_t *expert_rows; /* [n_layers * n_experts] computed since the last report */
+    size_t expert_rows_scan;
+    int64_t loads_sent_us;
 
     /* Role actions, a ring. */
     cw_worker_act *acts;
@@ -180,9 +264,45 @@ void calls_cancel(cw_worker *w, peer *p, uint64_t id);
 void calls_drop_peer(cw_worker *w, peer *p);
 void calls_drop_expert(cw_worker *w, uint32_t layer, uint32_t expert, cw_outbox *out);
 void calls_expire(cw_worker *w, cw_outbox *out);
-void calls_pump(cw_worker *w, cw_outbox *out); /* gives out jobs */
-bool calls_in_job(const cw_worker *w, uint32_t layer, uint32_t expert);
+bool calls_is_late(const cw_worker *w, const call *c);
+void calls_expire_one(cw_worker *w, call *c, cw_outbox *out);
+run *call_run(call *c, uint32_t expert); /* NULL: none */
 void call_unlink(cw_worker *w, call *c); /* answered or given up; freed when no job points at it */
+
+/* turns.c */
+/* The account of the peer's key, made if need be; NULL: out of memory. One reference more. */
+account *turns_account(cw_worker *w, const cw_key *key, uint32_t streams, uint32_t rows_per_s);
+void turns_account_leave(cw_worker *w, account **a);
+void turns_enter(cw_worker *w, call *c); /* its entries wait from now on */
+void turns_leave(cw_worker *w, call *c); /* all taken, or given up */
+/* NULL: the call may join the queue. Else why not, and when to come back. */
+const char *turns_refuse(cw_worker *w, account *a, const cw_call_view *v, uint32_t stream_id, size_t bytes,
+                         uint32_t *retry_ms);
+void turns_pump(cw_worker *w, cw_outbox *out); /* gives out jobs */
+bool turns_in_job(const cw_worker *w, uint32_t layer, uint32_t expert);
+void turns_list_add(call_list *l, call *c, int which);
+void turns_list_remove(call *c, int which);
+
+/* pace.c */
+void pace_start(pace *p, double gb_per_s);
+double pace_us(const pace *p, work x);
+/* Learns from a job that was given at `given_us` and is back now; how long it took. */
+int64_t pace_learn(pace *p, const job_slot *s, int64_t now_us);
+int64_t pace_queue_us(const pace *p, work queued); /* until what is queued now is computed */
+float pace_speed(const pace *p);                   /* GB/s of weights with one row each */
+
+/* audit.c */
+void audit_ask(cw_worker *w, const Cw__Pb__Audit *a, cw_outbox *out);
+/* Puts the next rows into the job, if any should be computed now. */
+bool audit_fill(cw_worker *w, job_slot *s);
+void audit_back(cw_worker *w, job_slot *s, cw_outbox *out);
+void audit_tick(cw_worker *w, cw_outbox *out); /* those whose expert has gone are answered */
+void audit_forget(cw_worker *w);               /* all; the link they came by is gone */
+void audit_free(cw_worker *w);
+
+/* report.c */
+void report_rows(cw_worker *w, const cw_job *job);
+void report_send(cw_worker *w, cw_outbox *out);
 
 /* reply.c */
 void reply_send(cw_worker *w, call *c, cw_outbox *out);

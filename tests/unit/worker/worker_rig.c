@@ -181,10 +181,11 @@ void wr_epoch_news(worker_rig *x, uint64_t term, uint64_t number)
     wr_acts(x);
 }
 
-void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms, uint8_t **ticket)
+void wr_hello_with(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms, uint32_t streams,
+                   uint8_t **ticket)
 {
     static uint8_t instance[CW_INSTANCE_BYTES];
-    cw_ticket t = {.edge = *key, .not_after_ms = (uint64_t)not_after_ms, .streams = 4};
+    cw_ticket t = {.edge = *key, .not_after_ms = (uint64_t)not_after_ms, .streams = streams};
     memcpy(t.cluster, x->cluster, sizeof t.cluster);
     memcpy(t.model_digest, x->digest, sizeof t.model_digest);
     size_t n;
@@ -198,6 +199,11 @@ void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t n
     h->ticket = (ProtobufCBinaryData){n, *ticket};
 }
 
+void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms, uint8_t **ticket)
+{
+    wr_hello_with(x, h, key, not_after_ms, 4, ticket);
+}
+
 void wr_hello(worker_rig *x, cw_link link, const cw_key *key, const Cw__Pb__Hello *h)
 {
     rig_up(&x->r, link, CW_PORT_DATA, key);
@@ -209,10 +215,15 @@ void wr_hello(worker_rig *x, cw_link link, const cw_key *key, const Cw__Pb__Hell
 
 void wr_edge(worker_rig *x, cw_link link, const cw_key *key)
 {
+    wr_edge_with(x, link, key, 4);
+}
+
+void wr_edge_with(worker_rig *x, cw_link link, const cw_key *key, uint32_t streams)
+{
     Cw__Pb__Hello h;
     uint8_t *ticket;
     /* The coordinator's clock is five seconds ahead (wr_welcome). */
-    wr_good_hello(x, &h, key, x->r.wall_ms + 5000 + 3600 * 1000, &ticket);
+    wr_hello_with(x, &h, key, x->r.wall_ms + 5000 + 3600 * 1000, streams, &ticket);
     wr_hello(x, link, key, &h);
     cw_free(ticket);
     assert_non_null(rig_action(&x->r, CW_ACT_ADMIT, link, 0, 0));
@@ -226,7 +237,8 @@ void wr_send_call(worker_rig *x, cw_link link, const wr_call *c)
     bool a8 = c->layer == 1;
     m.id = c->id, m.layer = c->layer, m.n_rows = c->n_rows, m.n_entries = c->n_entries;
     m.act = a8 ? CW__PB__ACT_KIND__ACT_A8 : CW__PB__ACT_KIND__ACT_F32;
-    m.reply = c->reply, m.klass = c->klass, m.budget_us = c->budget_us ? c->budget_us : 1000000;
+    m.reply = c->reply, m.klass = c->klass, m.stream = c->stream,
+    m.budget_us = c->budget_us ? c->budget_us : 1000000;
     uint8_t *mem[3];
     cw_frame f[3] = {cw_frame_new(c->n_entries * CW_ENTRY_BYTES, &mem[0])};
     for (uint32_t i = 0; i < c->n_entries; i++) cw_entry_put(mem[0], i, c->entries[i]);

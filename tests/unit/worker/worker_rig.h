@@ -44,7 +44,11 @@ void wr_hello(worker_rig *x, cw_link link, const cw_key *key, const Cw__Pb__Hell
 /* A hello an admitted edge would say; ticket memory is the rig's caller's to free. */
 void wr_good_hello(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms,
                    uint8_t **ticket);
+/* The same with a ticket for so many streams. */
+void wr_hello_with(worker_rig *x, Cw__Pb__Hello *h, const cw_key *key, int64_t not_after_ms, uint32_t streams,
+                   uint8_t **ticket);
 void wr_edge(worker_rig *x, cw_link link, const cw_key *key); /* let in; asserts */
+void wr_edge_with(worker_rig *x, cw_link link, const cw_key *key, uint32_t streams);
 
 typedef struct {
     uint64_t id;
@@ -53,6 +57,7 @@ typedef struct {
     Cw__Pb__ReplyKind reply;
     Cw__Pb__CallClass klass;
     int8_t seed; /* of the row values */
+    uint32_t stream;
 } wr_call;
 void wr_send_call(worker_rig *x, cw_link link, const wr_call *c);
 /* Computes the oldest job with the fake arithmetic below; bad_expert < 0: all rows are fine. */

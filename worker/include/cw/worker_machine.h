@@ -9,9 +9,10 @@
  * shell does, it does in the thread that owns the machine.
  *
  * Promises, each with a test: a call is answered exactly once (REPLY or CALL_FAIL) unless its peer is gone,
- * cancelled it or it was refused by cutting the peer; all rows queued for one (layer, expert) are computed
- * together; a worker whose coordinator is gone goes on serving with what it holds; no peer can make the queue
- * grow without bound.
+ * cancelled it or it was refused by cutting the peer; rows queued for one (layer, expert) are computed
+ * together, as many as one piece of work takes; when more is asked than can be done, equal edges get equal
+ * shares and calls of admitted streams are not refused; a worker whose coordinator is gone goes on serving
+ * with what it holds; no key can make the queue grow without bound.
  */
 #pragma once
 #include "cw/kernels.h"
@@ -41,7 +42,7 @@ typedef struct {
     uint32_t jobs_in_flight;   /* compute jobs given out at once, [1] */
     uint32_t job_rows_max;     /* rows of one job, [512] */
     uint64_t queue_bytes_max;  /* of all queued calls with their replies, [256 MiB] */
-    uint64_t peer_bytes_max;   /* of one edge's, [32 MiB] */
+    uint64_t peer_bytes_max;   /* of one edge key's, over all its links [32 MiB] */
 } cw_worker_config;
 
 CW_MUST_USE cw_status cw_worker_new(const cw_worker_config *c, cw_worker **out, cw_err *err);
@@ -133,6 +134,8 @@ typedef struct {
     uint64_t memory_used;
     uint32_t n_edges, queued_calls, queued_entries, jobs;
     uint64_t queue_bytes;
+    int64_t queue_us; /* until what is queued now is computed, as far as can be told */
+    float speed;      /* GB/s of weights with one row each: measured in service, or the config's */
     uint64_t epoch_term, epoch_number;
     uint64_t calls, rows, bytes_in, bytes_out; /* answered since start */
     int64_t wall_offset_ms;                    /* coordinator's wall clock minus ours */
