@@ -182,6 +182,22 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
     }
 }
 
+/*
+ * Asks for every line of what will be read PREFETCH_BYTES after [at, at + bytes) of the panel: in the next
+ * panel of this strip, where this one ends. A line the hardware would have found by itself costs a slot; one
+ * that nobody asked for costs a wait.
+ */
+static ALWAYS_INLINE void ask_ahead(const strip *st, const int ns, size_t panel_bytes, int64_t at,
+                                    const int bytes)
+{
+    const int lanes = LANES, whole = CW_PANEL_ROWS;
+    if (lanes < whole && st->lane0) return; /* the lines of the panel's first strip */
+    size_t ahead = (size_t)at + PREFETCH_BYTES;
+    if (lanes == whole && ahead >= panel_bytes) ahead += (size_t)(ns - 1) * panel_bytes;
+    for (int b = 0; b < bytes; b += 64)
+        __builtin_prefetch((const void *)((uintptr_t)st->panel + ahead + (size_t)b));
+}
+
 /* nr rows of y from i0, ns strips: one value of x is read for ns products, one weight for nr. */
 static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *st, const int ns, int32_t i0,
                                  const int nr)
@@ -197,6 +213,7 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
 #pragma GCC unroll 2
         for (int t = 0; t < ns; t++) acc[i][t] = vf_zero();
     }
+    const int part_bytes = l.unit_bytes / (s.block / 32); /* of the unit, that goes with 32 values */
     int64_t n_units = mm->w->k / s.block, block = 0;
     for (int64_t unit = 0, at_unit = 0; unit < n_units; unit++, at_unit += l.unit_bytes) {
         for (int sub = 0; sub < s.block / 32; sub++, block++) {
@@ -209,7 +226,7 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
                 const uint8_t *u = st[t].panel + at_unit;
                 const int lane0 = st[t].lane0;
                 q[t] = u + l.q + sub * l.sub_bytes + 4 * lane0;
-                __builtin_prefetch(q[t] + sub * 8 * s.words + PREFETCH_BYTES);
+                ask_ahead(&st[t], ns, mm->w->panel_bytes, at_unit + sub * part_bytes, part_bytes);
                 w_scale[t] = d_of(s, u, lane0);
                 if (s.grid && !sub16)
                     w_scale[t] = vf_mul(w_scale[t], vf_from_i32(grid_scale(s.grid, q[t], sub, 0)));
