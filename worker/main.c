@@ -10,6 +10,7 @@ typedef struct {
     const char *join, *name, *state, *listen, *advertise, *model, *isa;
     uint64_t memory, disk;
     int64_t threads, fault_zap;
+    double drain_timeout;
 } options;
 
 #define AT(field) offsetof(options, field)
@@ -37,6 +38,10 @@ static const cw_option rows[] = {
     {"isa", 0, CW_OPT_STRING, AT(isa), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
      "instruction set: scalar, avx2, avx512 or neon; without it the best of this machine (results are the "
      "same)"},
+    {"drain-timeout", 0, CW_OPT_FLOAT, AT(drain_timeout), "S", NULL, 0, 3600, "30", NULL, "Stopping", 0,
+     "SIGTERM: seconds the coordinator may take to give the experts here other homes, while this worker goes "
+     "on "
+     "serving; a second SIGTERM ends it at once; 0: do not wait"},
     {"fault-zap", 0, CW_OPT_INT, AT(fault_zap), "MS", NULL, 0, 3600000, "0", NULL, "Faults on purpose", 0,
      "for tests: the thread that lets peers in ends after MS milliseconds, upon which the worker must stop; "
      "0: "
@@ -90,6 +95,7 @@ int main(int argc, char **argv)
                             .threads = (int)o.threads,
                             .model = o.model,
                             .disk = o.disk,
+                            .drain_ms = (uint32_t)(o.drain_timeout * 1000),
                             .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);

@@ -29,6 +29,7 @@ void cw_coordinator_config_init(cw_coordinator_config *c)
                   .progress_ms = 5000,
                   .drop_grace_ms = 10000,
                   .retry_ms = 10000,
+                  .audit_ms = 4000,
                   .epoch_gap_ms = 250,
                   .release_ms = 300},
     };
@@ -80,6 +81,7 @@ cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coord
     if (!c) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the coordinator");
     c->cfg = *config;
     c->next_worker_id = 1;
+    c->random = config->seed;
     c->last_us = now_us;
     c->published_us = now_us - (int64_t)config->times.epoch_gap_ms * 1000;
     c->replan_us = INT64_MAX;
@@ -201,6 +203,11 @@ static void on_stats(member *m, const Cw__Pb__EdgeStats *s)
     m->edge.tokens = s->tokens;
     m->edge.calls = s->calls;
     m->edge.retries = s->retries;
+    m->edge.hedges = s->hedges;
+    m->edge.hedge_wins = s->hedge_wins;
+    m->edge.mismatches = s->mismatches;
+    m->edge.fallback_tokens = s->fallback_tokens;
+    m->edge.busy = s->busy;
     snprintf(m->edge.mode, sizeof m->edge.mode, "%s", s->mode);
 }
 
@@ -243,6 +250,8 @@ static bool on_member_message(cw_coordinator *c, link_state *l, cw_event *ev, cw
     case CW__PB__ENVELOPE__BODY_TICKET_RENEW: send_ticket(c, l->who, ev, out); return false;
     case CW__PB__ENVELOPE__BODY_WORKER_LOAD: on_load(l->who, env->worker_load); return false;
     case CW__PB__ENVELOPE__BODY_EDGE_STATS: on_stats(l->who, env->edge_stats); return false;
+    case CW__PB__ENVELOPE__BODY_MISMATCH: on_mismatch(c, l->who, env->mismatch, ev->now_us); return false;
+    case CW__PB__ENVELOPE__BODY_AUDIT_RESULT: on_audit_result(c, l->who, env->audit_result); return false;
     case CW__PB__ENVELOPE__BODY_PING: send_pong(ev, out); return false;
     default: return false; /* Pong: being heard is all it is for */
     }
@@ -315,6 +324,7 @@ void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
     case CW_EV_TICK:
         on_tick(c, ev->now_us, out);
         take_late_holdings(c, ev->now_us, out);
+        audit_step(c, ev->now_us, out);
         if (ev->now_us >= c->forget_us) {
             c->forget_us = after_ms(ev->now_us, FORGET_MS);
             members_forget(c, ev->wall_ms);

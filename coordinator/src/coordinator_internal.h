@@ -39,6 +39,9 @@ typedef struct {
     int64_t hidden_us; /* when the epoch without it was published; 0: not yet */
     uint32_t n_needed; /* experts here that others are to take over and have not yet */
     uint64_t needed_bytes;
+    /* audit.c */
+    int64_t audited_us; /* asked last */
+    uint64_t n_audits;  /* answers that were compared */
     /* limits.c */
     int64_t holdings_at;      /* of the bucket for Holdings */
     cw_msg *late;             /* the newest Holdings that came too fast; its turn comes with a tick */
@@ -47,8 +50,10 @@ typedef struct {
 } worker_state;
 
 typedef struct {
-    uint64_t tokens, calls, retries;
+    uint64_t tokens, calls, retries, hedges, hedge_wins, mismatches, fallback_tokens, busy;
     char mode[17];
+    uint32_t reports, unfounded; /* mismatches it reported; of these, after which nobody was found wrong */
+    int64_t report_at;
 } edge_state;
 
 /* Somebody who was admitted once. */
@@ -67,6 +72,31 @@ typedef struct {
     member *who; /* NULL: not admitted yet */
     int64_t up_us, heard_us, pinged_us;
 } link_state;
+
+/* One round of an audit: the same rows asked of some workers. */
+enum { AUDIT_ROUNDS = 8, AUDIT_WORKERS = 32, MISMATCH_REPORTS = 32 };
+typedef enum {
+    AUDIT_NONE,
+    AUDIT_ASKED,
+    AUDIT_WAITS /* for the shell */,
+    AUDIT_COMPUTED /* by the shell, now */
+} audit_state;
+typedef struct {
+    uint32_t worker, n; /* EpochWorker.id; hashes */
+    bool came, wrong_shape;
+    uint64_t hashes[CW_AUDIT_ROWS_MAX];
+} audit_answer;
+typedef struct {
+    audit_state state;
+    uint64_t id, seed;
+    uint32_t layer, expert, n_rows, n;
+    int64_t asked_us;
+    audit_answer who[AUDIT_WORKERS];
+} audit_round;
+typedef struct {
+    cw_key edge;
+    uint32_t layer, expert, workers[3], rounds;
+} mismatch_report;
 
 /* Bytes that many messages share: every send of an epoch is one reference. */
 typedef struct shared_bytes shared_bytes;
@@ -98,6 +128,12 @@ struct cw_coordinator {
     bool republish; /* the newest epoch is wrong or too old whatever the sets are */
     uint64_t serial, serial_saved;
     uint32_t next_worker_id;
+
+    audit_round audits[AUDIT_ROUNDS];
+    mismatch_report reports[MISMATCH_REPORTS]; /* the first is being looked into */
+    size_t n_reports;
+    uint64_t audit_id, report_round, random;
+    int64_t audit_rest_us; /* no round in the background before */
 
     int64_t last_us;      /* time of the last event, to notice that this process slept */
     int64_t settle_until; /* 0: not settling */
@@ -184,6 +220,11 @@ void holdings_believed(const member *m, int64_t now_us, cw_expert_bits *sets);
 void members_forget(cw_coordinator *c, int64_t wall_ms);
 /* Before an edge is added: false where the table is full of members that must be kept. */
 bool members_make_room(cw_coordinator *c, int64_t wall_ms);
+
+/* ---- audit.c */
+void audit_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
+void on_mismatch(cw_coordinator *c, member *m, const Cw__Pb__Mismatch *x, int64_t now_us);
+void on_audit_result(cw_coordinator *c, member *m, const Cw__Pb__AuditResult *x);
 
 /* ---- depart.c */
 /* Workers that are to go: how far they are, and Released when nothing needs them. */

@@ -69,6 +69,7 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
                                        .fenced = m->row.fenced,
                                        .n_needed = w->n_needed,
                                        .needed_bytes = w->needed_bytes,
+                                       .n_audits = w->n_audits,
                                        .memory_bytes = w->memory_bytes,
                                        .memory_used = w->memory_used,
                                        .threads = w->threads,
@@ -98,7 +99,14 @@ bool cw_coordinator_get_edge(const cw_coordinator *c, size_t index, cw_coordinat
                                      .token_id = m->row.token_id,
                                      .tokens = m->edge.tokens,
                                      .calls = m->edge.calls,
-                                     .retries = m->edge.retries};
+                                     .retries = m->edge.retries,
+                                     .hedges = m->edge.hedges,
+                                     .hedge_wins = m->edge.hedge_wins,
+                                     .mismatches = m->edge.mismatches,
+                                     .fallback_tokens = m->edge.fallback_tokens,
+                                     .busy = m->edge.busy,
+                                     .reports = m->edge.reports,
+                                     .unfounded = m->edge.unfounded};
         memcpy(out->name, m->row.name, sizeof out->name);
         memcpy(out->mode, m->edge.mode, sizeof out->mode);
         return true;

@@ -229,6 +229,7 @@ static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
         break;
     case CW__PB__ENVELOPE__BODY_PING: pong(w, env->ping, out); break;
     case CW__PB__ENVELOPE__BODY_PONG: w->wall_offset_ms = (int64_t)env->pong->wall_ms - w->wall_ms; break;
+    case CW__PB__ENVELOPE__BODY_RELEASED: leave_released(w, env->released->text, out); break;
     case CW__PB__ENVELOPE__BODY_BYE:
         cw_close(out, w->co.link, "it said goodbye");
         complain(w, "the coordinator has gone,", env->bye->text);

@@ -38,7 +38,7 @@ typedef struct {
     char *cache_dir;
     bool computed;   /* one thread: a job was computed in this callback already */
     cw_job *waiting; /* and this one is for the next */
-    bool stop_seen;
+    int stops_seen;
     int code; /* of CW_WORKER_STOPPED; -1: not yet */
     char text[CW_TEXT_MAX];
 } shell;
@@ -159,8 +159,8 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
     shell *s = ctx;
     s->computed = s->waiting != NULL; /* its turn comes with the wake-up */
     cw_worker_event(s->machine, ev, out);
-    if (!s->stop_seen && cw_signal_stopped()) {
-        s->stop_seen = true;
+    while (s->stops_seen < cw_signal_stops()) {
+        s->stops_seen++;
         cw_worker_stop(s->machine, ev->now_us, ev->wall_ms, out);
     }
     drain(s, ev->now_us, ev->wall_ms, out);
@@ -288,6 +288,7 @@ static void fill_config(shell *s, int threads)
     c->arithmetic_id = CW_ARITHMETIC_ID;
     c->fingerprint = cw_kernels_fingerprint(s->kernels);
     c->kernels = s->kernels;
+    c->drain_ms = s->o->drain_ms;
     c->speed = bench_speed(s->kernels, s->pool);
     c->jobs_in_flight = threads > 1 ? JOBS_POOL : 1;
     c->job_rows_max = threads > 1 ? ROWS_POOL : ROWS_ALONE;

@@ -172,6 +172,7 @@ void cw_worker_event(cw_worker *w, cw_event *ev, cw_outbox *out)
     if (w->stopped) return;
     if (ev->kind == CW_EV_TICK) {
         coordinator_tick(w, out);
+        leave_tick(w, out);
         edges_tick(w, out);
         calls_expire(w, out);
         audit_tick(w, out);
@@ -238,11 +239,8 @@ void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, co
 void cw_worker_stop(cw_worker *w, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     set_time(w, now_us, wall_ms);
-    if (w->stopping || w->stopped) return;
-    w->stopping = true;
-    w->stop_us = now_us + DRAIN_US;
-    /* The coordinator first: it can tell edges while the queue is worked off. */
-    coordinator_bye(w, "this worker is stopping", out);
+    if (w->stopped) return;
+    leave_begin(w, out);
     settle(w, out);
 }
 
@@ -250,7 +248,7 @@ void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out)
 {
     *out = (cw_worker_facts){.admitted = w->co.state == CO_ADMITTED,
                              .model_ready = w->model_ready,
-                             .stopping = w->stopping,
+                             .stopping = w->stopping || w->leaving,
                              .n_ready = w->n_ready,
                              .n_wanted = w->n_wanted,
                              .memory_used = w->memory_used,

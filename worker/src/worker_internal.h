@@ -221,6 +221,8 @@ struct cw_worker {
 
     bool stopping, stopped;
     int64_t stop_us;
+    bool leaving; /* told to stop, still serving */
+    int64_t leave_until;
 
     uint64_t calls, rows, bytes_in, bytes_out;
     uint32_t service_us[SERVICE_RING];
@@ -238,6 +240,11 @@ int64_t worker_cluster_ms(const cw_worker *w); /* wall time as the coordinator h
 void coordinator_tick(cw_worker *w, cw_outbox *out);
 void coordinator_event(cw_worker *w, cw_event *ev, cw_outbox *out);
 void coordinator_bye(cw_worker *w, const char *text, cw_outbox *out);
+
+/* leave.c */
+void leave_begin(cw_worker *w, cw_outbox *out);
+void leave_released(cw_worker *w, const char *text, cw_outbox *out);
+void leave_tick(cw_worker *w, cw_outbox *out);
 
 /* holdings.c */
 void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n,

@@ -10,12 +10,13 @@
 
 static atomic_int stop_fd = -1;
 static atomic_bool stopped, interrupt_mode, interrupted;
-static atomic_int n_sigint;
+static atomic_int n_sigint, n_stops;
 
 void cw_signal_stop(void)
 {
     int saved = errno;
     atomic_store(&stopped, true);
+    atomic_fetch_add(&n_stops, 1);
     atomic_store(&interrupted, true);
     uint64_t one = 1;
     int fd = atomic_load(&stop_fd);
@@ -47,8 +48,8 @@ cw_status cw_signal_install(cw_err *err)
     memset(&sa, 0, sizeof sa);
     sigemptyset(&sa.sa_mask);
     sa.sa_handler = on_signal;
-    /* No SA_RESTART: a blocking read must see the stop. A SIGINT that the parent chose to ignore stays ignored: a shell
-     * starts background jobs so, and Ctrl-C is not meant for them. */
+    /* No SA_RESTART: a blocking read must see the stop. A SIGINT that the parent chose to ignore stays
+     * ignored: a shell starts background jobs so, and Ctrl-C is not meant for them. */
     struct sigaction old;
     sigaction(SIGINT, NULL, &old);
     if (old.sa_handler != SIG_IGN) sigaction(SIGINT, &sa, NULL);
@@ -66,6 +67,11 @@ int cw_signal_stop_fd(void)
 bool cw_signal_stopped(void)
 {
     return atomic_load_explicit(&stopped, memory_order_relaxed);
+}
+
+int cw_signal_stops(void)
+{
+    return atomic_load_explicit(&n_stops, memory_order_relaxed);
 }
 
 void cw_signal_set_interrupt(bool on)

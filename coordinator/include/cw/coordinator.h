@@ -37,6 +37,7 @@ typedef struct {
     uint32_t drop_grace_ms; /* 10 s between the epoch without a home and the Drop there; a 20th of
                                it while some expert waits for that room and has no home at all */
     uint32_t retry_ms;      /* 10 s until experts that a worker could not load are assigned again */
+    uint32_t audit_ms;      /* 4 s between audits of a worker in the background; 0: none */
     uint32_t epoch_gap_ms;  /* 250 ms between two epochs, whatever happens */
     uint32_t release_ms;    /* 300 ms from the epoch without a leaving worker until it is let go */
 } cw_coordinator_times;
@@ -54,6 +55,7 @@ typedef struct {
     uint32_t max_workers, max_edges; /* live at once */
     uint32_t ticket_streams, ticket_rows_per_s; /* limits written into tickets */
     cw_coordinator_times times;
+    uint64_t seed; /* of audits; random */
 } cw_coordinator_config;
 
 void cw_coordinator_config_init(cw_coordinator_config *c);
@@ -133,6 +135,21 @@ void cw_coordinator_stop(cw_coordinator *c, int64_t now_us, cw_outbox *out);
 const cw_row *cw_coordinator_rows(const cw_coordinator *c, size_t *n);
 void cw_coordinator_rows_clear(cw_coordinator *c);
 
+/* ---- audits
+ * ------------------------------------------------------------------------------------------------- */
+
+/* Rows to be computed with the reference (cw_expert_audit), by the shell and not in this thread. */
+typedef struct {
+    uint64_t id, seed;
+    uint32_t layer, expert, n_rows;
+} cw_coordinator_audit;
+/* The next that waits; ask after every event. false: none. */
+CW_MUST_USE bool cw_coordinator_take_audit(cw_coordinator *c, cw_coordinator_audit *out);
+/* hashes[n_rows], or NULL where they could not be had; took_us: audits take a tenth of that thread's time.
+ * Whoever gave other rows is fenced: rows to save, an epoch without it. */
+void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hashes, int64_t took_us,
+                            int64_t now_us, int64_t wall_ms, cw_outbox *out);
+
 /* ---- what the operator asks for
  * ----------------------------------------------------------------------------- */
 
@@ -193,6 +210,7 @@ typedef struct {
     uint32_t threads, n_wanted, n_ready; /* experts */
     float speed;
     uint64_t calls, rows, bytes_in, bytes_out;
+    uint64_t n_audits; /* since the coordinator started */
     char trouble[CW_TEXT_MAX + 1];
 } cw_coordinator_worker;
 
@@ -200,7 +218,8 @@ typedef struct {
     cw_key key;
     char name[CW_NAME_MAX + 1];
     uint32_t token_id;
-    uint64_t tokens, calls, retries;
+    uint64_t tokens, calls, retries, hedges, hedge_wins, mismatches, fallback_tokens, busy;
+    uint32_t reports, unfounded; /* mismatches it reported; after which nobody was found wrong */
     char mode[17];
 } cw_coordinator_edge;
 

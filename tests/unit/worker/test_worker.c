@@ -484,6 +484,64 @@ static void stopping_says_bye_to_everybody(void **state)
     wr_free(&x);
 }
 
+static void leaving(worker_rig *x, uint32_t drain_ms)
+{
+    cw_worker_config c;
+    wr_new(x, NULL);
+    wr_config(x, &c);
+    wr_free(x);
+    c.drain_ms = drain_ms;
+    wr_boot(x, &c);
+    wr_edge(x, 1, &x->edge_a);
+    cw_worker_stop(x->w, x->r.now_us, x->r.wall_ms, &x->r.out);
+    wr_acts(x);
+    assert_non_null(rig_sent(&x->r, x->co, MSG(LEAVE)));
+    assert_null(rig_sent(&x->r, x->co, MSG(BYE)));
+    assert_int_equal(x->stopped, -1);
+}
+
+static void a_worker_that_is_told_to_stop_serves_until_it_is_released(void **state)
+{
+    (void)state;
+    worker_rig x;
+    leaving(&x, 30000);
+    for (int i = 0; i < 50; i++) rig_tick(&x.r, 100000);
+    wr_acts(&x);
+    assert_int_equal(x.stopped, -1);
+    wr_edge(&x, 2, &x.edge_b); /* still let in */
+    Cw__Pb__Released r = CW__PB__RELEASED__INIT;
+    Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
+    env.body_case = MSG(RELEASED), env.released = &r;
+    rig_message(&x.r, x.co, CW_PORT_CONTROL, &x.coordinator, &env, NULL, 0);
+    wr_acts(&x);
+    assert_non_null(rig_sent(&x.r, x.co, MSG(BYE)));
+    assert_non_null(rig_sent(&x.r, 2, MSG(BYE)));
+    assert_int_equal(x.stopped, 0);
+    wr_free(&x);
+}
+
+static void a_worker_that_is_not_released_goes_in_time_or_when_asked_twice(void **state)
+{
+    (void)state;
+    worker_rig x;
+    leaving(&x, 3000);
+    for (int i = 0; i < 32; i++) rig_tick(&x.r, 100000);
+    wr_acts(&x);
+    assert_int_equal(x.stopped, 0);
+    wr_free(&x);
+    leaving(&x, 30000);
+    cw_worker_stop(x.w, x.r.now_us, x.r.wall_ms, &x.r.out);
+    wr_acts(&x);
+    assert_int_equal(x.stopped, 0);
+    wr_free(&x);
+    leaving(&x, 30000); /* nobody is left to wait for */
+    rig_down(&x.r, x.co, "gone");
+    rig_tick(&x.r, 100000);
+    wr_acts(&x);
+    assert_int_equal(x.stopped, 0);
+    wr_free(&x);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -505,6 +563,8 @@ int main(void)
         cmocka_unit_test(a_peer_that_says_nothing_is_let_go),
         cmocka_unit_test(one_key_has_few_links),
         cmocka_unit_test(stopping_says_bye_to_everybody),
+        cmocka_unit_test(a_worker_that_is_told_to_stop_serves_until_it_is_released),
+        cmocka_unit_test(a_worker_that_is_not_released_goes_in_time_or_when_asked_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

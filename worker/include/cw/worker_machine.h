@@ -39,6 +39,8 @@ typedef struct {
     uint8_t local_digest[CW_DIGEST_BYTES];
     const cw_kernels *kernels; /* for COMBINED_F32; outlives the machine */
     uint64_t seed;             /* jitter */
+    uint32_t drain_ms;         /* told to stop: how long the coordinator may take to give the experts other
+                                  homes; 0: it is not asked */
     uint32_t jobs_in_flight;   /* compute jobs given out at once, [1] */
     uint32_t job_rows_max;     /* rows of one job, [512] */
     uint64_t queue_bytes_max;  /* of all queued calls with their replies, [256 MiB] */
@@ -122,7 +124,11 @@ void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t 
 void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,
                       int64_t now_us, int64_t wall_ms, cw_outbox *out);
 void cw_worker_computed(cw_worker *w, cw_job *job, int64_t now_us, int64_t wall_ms, cw_outbox *out);
-/* SIGTERM: new calls are refused, queued ones finished (2 s at most), Bye to all, then CW_WORKER_STOPPED. */
+/*
+ * SIGTERM: Leave to the coordinator, and the worker serves until it says Released (drain_ms at most). Then
+ * new calls are refused, queued ones finished (2 s at most), Bye to all, CW_WORKER_STOPPED. Called again:
+ * that at once.
+ */
 void cw_worker_stop(cw_worker *w, int64_t now_us, int64_t wall_ms, cw_outbox *out);
 
 /* --- for tests, status lines and the simulator --- */

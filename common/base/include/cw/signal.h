@@ -11,6 +11,8 @@ CW_MUST_USE cw_status cw_signal_install(cw_err *err);
 /* Readable from the moment a stop is asked for, for ever (nobody reads it empty). -1 before install. */
 int cw_signal_stop_fd(void);
 bool cw_signal_stopped(void);
+/* How often a stop was asked for: twice means at once. */
+int cw_signal_stops(void);
 /* Asks for the stop as SIGTERM does. */
 void cw_signal_stop(void);
 
