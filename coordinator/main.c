@@ -12,10 +12,10 @@
 #include "shell.h"
 
 typedef struct {
-    const char *state, *model, *fallback, *listen, *advertise, *store_listen, *store_advertise;
+    const char *state, *model, *fallback, *listen, *advertise, *store_listen, *store_advertise, *metrics;
     uint64_t store_rate;
     int64_t max_workers, max_edges, max_edges_per_token;
-    bool json;
+    bool json, no_wait;
     int role;
     int64_t uses;
     double hours;
@@ -44,6 +44,8 @@ static const cw_option serve_rows[] = {
      "address of the store that workers are told"},
     {"store-rate", 0, CW_OPT_SIZE, AT(store_rate), "BYTES", NULL, 0, 0, "0", NULL, NULL, 0,
      "most bytes a second that one worker fetches; 0: no limit"},
+    {"metrics", 0, CW_OPT_STRING, AT(metrics), "ADDR", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "serve numbers for Prometheus at http://ADDR/metrics, 127.0.0.1:PORT or another loopback address"},
     {"max-workers", 0, CW_OPT_INT, AT(max_workers), "N", NULL, 1, 4096, "128", NULL, "Limits", 0,
      "workers connected at once"},
     {"max-edges", 0, CW_OPT_INT, AT(max_edges), "N", NULL, 1, 100000, "512", NULL, NULL, 0,
@@ -56,6 +58,12 @@ static const cw_option serve_rows[] = {
 static const cw_option json_rows[] = {
     {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, "Output", CW_OPT_NO_ENV,
      "one JSON object a line"},
+    {0},
+};
+
+static const cw_option drain_rows[] = {
+    {"no-wait", 0, CW_OPT_FLAG, AT(no_wait), NULL, NULL, 0, 0, NULL, NULL, "Drain", CW_OPT_NO_ENV,
+     "only begin it; `workers` shows how far it is"},
     {0},
 };
 
@@ -121,14 +129,52 @@ static const cw_command commands[] = {
      1,
      "the token's ID"},
     {"revoke",
-     "KEY",
-     "revoke one worker or edge by its key",
+     "WHO",
+     "shut somebody out: a worker, an edge, or a token with all it admitted",
+     "WHO is a key or a name as `workers` and `edges` list them, a token's number, or a join string. "
+     "Revoking cannot be "
+     "undone: whoever was revoked by mistake joins again with a new state directory and a new join string.",
+     "  causeway-coordinator revoke kiosk-3\n  causeway-coordinator revoke 4\n",
+     {state_rows, json_rows},
+     1,
+     1,
+     "WHO: a key, a name, a token's number or a join string"},
+    {"drain",
+     "WORKER",
+     "empty a worker, so that it can be stopped without anybody noticing",
+     "Its experts get other homes first and edges learn of them; then edges are sent to it no more. Shows "
+     "how far it is "
+     "and ends when it is done; Ctrl-C ends only the watching. Refused, with the bytes that are missing, "
+     "when the other "
+     "workers have no room. It stays drained over restarts, until `undrain`. (A worker that is stopped with "
+     "SIGTERM "
+     "does the same by itself, for as long as its --drain-timeout.)",
+     "  causeway-coordinator drain w1 && ssh w1 systemctl stop causeway-worker\n",
+     {drain_rows, state_rows, json_rows},
+     1,
+     1,
+     "a WORKER, by name or key"},
+    {"undrain",
+     "WORKER",
+     "let a drained worker take part again",
      NULL,
      NULL,
      {state_rows, json_rows},
      1,
      1,
-     "a KEY"},
+     "a WORKER, by name or key"},
+    {"unfence",
+     "WORKER",
+     "let a worker in again that was fenced for wrong rows",
+     "A fenced worker gave rows that differ from the reference: bad memory, a faulty processor, a damaged or "
+     "changed "
+     "program. `workers` shows what was wrong. Mend or replace the machine first; it is fenced again if it "
+     "still errs.",
+     NULL,
+     {state_rows, json_rows},
+     1,
+     1,
+     "a WORKER, by name or key"},
     {"epoch",
      "[options]",
      "the newest epoch: who holds how much",
@@ -158,6 +204,7 @@ static cw_status serve(const options *o, cw_err *err)
                        .store_listen = o->store_listen,
                        .store_advertise = o->store_advertise,
                        .state_dir = o->state,
+                       .metrics = o->metrics,
                        .store_rate = o->store_rate,
                        .max_workers = (uint32_t)o->max_workers,
                        .max_edges = (uint32_t)o->max_edges,
@@ -182,9 +229,12 @@ int main(int argc, char **argv)
     cw_status s;
     if (!parsed.command->name[0]) {
         s = serve(&o, &err);
+    } else if (cw_signal_install(&err) != CW_OK) {
+        s = err.code;
     } else {
         admin_options a = {.state_dir = o.state,
                            .json = o.json,
+                           .no_wait = o.no_wait,
                            .role = o.role,
                            .uses = o.uses,
                            .hours = o.hours,

@@ -7,7 +7,7 @@
 #include "cw/worker_shell.h"
 
 typedef struct {
-    const char *join, *name, *state, *listen, *advertise, *model, *isa;
+    const char *join, *name, *state, *listen, *advertise, *model, *isa, *metrics;
     uint64_t memory, disk;
     int64_t threads, fault_zap;
     double drain_timeout;
@@ -42,6 +42,8 @@ static const cw_option rows[] = {
      "SIGTERM: seconds the coordinator may take to give the experts here other homes, while this worker goes "
      "on "
      "serving; a second SIGTERM ends it at once; 0: do not wait"},
+    {"metrics", 0, CW_OPT_STRING, AT(metrics), "ADDR", NULL, 0, 0, NULL, NULL, "Watching", 0,
+     "serve numbers for Prometheus at http://ADDR/metrics, 127.0.0.1:PORT or another loopback address"},
     {"fault-zap", 0, CW_OPT_INT, AT(fault_zap), "MS", NULL, 0, 3600000, "0", NULL, "Faults on purpose", 0,
      "for tests: the thread that lets peers in ends after MS milliseconds, upon which the worker must stop; "
      "0: "
@@ -95,6 +97,7 @@ int main(int argc, char **argv)
                             .threads = (int)o.threads,
                             .model = o.model,
                             .disk = o.disk,
+                            .metrics = o.metrics,
                             .drain_ms = (uint32_t)(o.drain_timeout * 1000),
                             .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);

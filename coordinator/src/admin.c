@@ -13,6 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "cw/clock.h"
 #include "cw/fs.h"
 #include "cw/log.h"
 #include "cw/mem.h"
@@ -47,6 +48,9 @@ typedef struct {
     int fd;
     char *buf;
     size_t n, cap;
+    char *out; /* a reply on its way, or NULL */
+    size_t n_out, sent;
+    int64_t until_us;
 } client;
 
 struct admin_server {
@@ -66,6 +70,7 @@ static void client_close(client *c)
 {
     close(c->fd);
     cw_free(c->buf);
+    cw_free(c->out);
     *c = (client){.fd = -1};
 }
 
@@ -98,7 +103,8 @@ static char *ask_machine(admin_server *a, cJSON *request)
     return reply;
 }
 
-static void serve_line(admin_server *a, int fd, const char *line)
+/* The reply of one request into the client's buffer. False: out of memory. */
+static bool serve_line(admin_server *a, client *c, const char *line)
 {
     cJSON *request = cJSON_Parse(line);
     char *reply = cJSON_IsObject(request)
@@ -107,9 +113,44 @@ static void serve_line(admin_server *a, int fd, const char *line)
     cJSON_Delete(request);
     static const char failed[] = "{\"ok\":false,\"error\":\"the coordinator is stopping or out of memory\"}";
     const char *text = reply ? reply : failed;
-    write_all(fd, text, strlen(text));
-    write_all(fd, "\n", 1);
+    size_t n = strlen(text);
+    c->out = cw_realloc(NULL, n + 1, 1);
+    if (c->out) {
+        memcpy(c->out, text, n);
+        c->out[n] = '\n';
+        c->n_out = n + 1;
+        c->sent = 0;
+        c->until_us = cw_now_us() + (int64_t)CLIENT_TIMEOUT_S * 1000000;
+    }
     cw_free(reply);
+    return c->out != NULL;
+}
+
+/* As much of the reply as it takes now; it is given some seconds for the rest and delays nobody. */
+static bool client_write(client *c)
+{
+    ssize_t k = send(c->fd, c->out + c->sent, c->n_out - c->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (k < 0) return errno == EINTR || errno == EAGAIN;
+    c->sent += (size_t)k;
+    if (c->sent < c->n_out) return true;
+    cw_free(c->out);
+    c->out = NULL;
+    return true;
+}
+
+/* The requests that are there, one after the other, each when the reply before it is out. */
+static bool client_lines(admin_server *a, client *c)
+{
+    char *end;
+    while (!c->out && (end = memchr(c->buf, '\n', c->n))) {
+        *end = 0;
+        if (!serve_line(a, c, c->buf)) return false;
+        size_t used = (size_t)(end - c->buf) + 1;
+        memmove(c->buf, c->buf + used, c->n - used + 1);
+        c->n -= used;
+        if (!client_write(c)) return false;
+    }
+    return true;
 }
 
 /* False: the client is done with. */
@@ -122,27 +163,23 @@ static bool client_read(admin_server *a, client *c)
         c->buf = p;
         c->cap = cap;
     }
-    ssize_t k = recv(c->fd, c->buf + c->n, c->cap - c->n - 1, 0);
+    ssize_t k = recv(c->fd, c->buf + c->n, c->cap - c->n - 1, MSG_DONTWAIT);
     if (k <= 0) return k < 0 && (errno == EINTR || errno == EAGAIN);
     c->n += (size_t)k;
     c->buf[c->n] = 0;
-    char *end;
-    while ((end = memchr(c->buf, '\n', c->n))) {
-        *end = 0;
-        serve_line(a, c->fd, c->buf);
-        size_t used = (size_t)(end - c->buf) + 1;
-        memmove(c->buf, c->buf + used, c->n - used + 1);
-        c->n -= used;
-    }
-    return true;
+    return client_lines(a, c);
+}
+
+static bool client_serve(admin_server *a, client *c)
+{
+    if (!c->out) return client_read(a, c);
+    return client_write(c) && (c->out || client_lines(a, c));
 }
 
 static void accept_client(admin_server *a)
 {
     int fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC);
     if (fd < 0) return;
-    struct timeval t = {.tv_sec = CLIENT_TIMEOUT_S};
-    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t);
     for (int i = 0; i < MAX_CLIENTS; i++)
         if (a->clients[i].fd < 0) {
             a->clients[i].fd = fd;
@@ -159,16 +196,23 @@ static void *serve(void *arg)
         struct pollfd fds[3 + MAX_CLIENTS] = {{.fd = a->quit[0], .events = POLLIN},
                                               {.fd = a->listen_fd, .events = POLLIN},
                                               {.fd = told ? -1 : cw_signal_stop_fd(), .events = POLLIN}};
-        for (int i = 0; i < MAX_CLIENTS; i++)
-            fds[3 + i] = (struct pollfd){.fd = a->clients[i].fd, .events = POLLIN};
-        if (poll(fds, CW_ARRAY_LEN(fds), -1) < 0) continue;
+        bool waiting = false;
+        for (int i = 0; i < MAX_CLIENTS; i++) {
+            const client *c = &a->clients[i];
+            fds[3 + i] = (struct pollfd){.fd = c->fd, .events = c->out ? POLLOUT : POLLIN};
+            waiting |= c->fd >= 0 && c->out;
+        }
+        if (poll(fds, CW_ARRAY_LEN(fds), waiting ? 1000 : -1) < 0) continue;
         if (fds[0].revents) return NULL;
         if (fds[2].revents) {
             told = true;
             a->hooks.stopped(a->hooks.ctx);
         }
-        for (int i = 0; i < MAX_CLIENTS; i++)
-            if (fds[3 + i].revents && !client_read(a, &a->clients[i])) client_close(&a->clients[i]);
+        for (int i = 0; i < MAX_CLIENTS; i++) {
+            client *c = &a->clients[i];
+            bool late = c->fd >= 0 && c->out && cw_now_us() > c->until_us;
+            if (late || (fds[3 + i].revents && !client_serve(a, c))) client_close(c);
+        }
         if (fds[1].revents) accept_client(a);
     }
 }

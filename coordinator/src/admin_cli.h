@@ -9,7 +9,8 @@ typedef struct {
     int role;        /* token create: 0 worker, 1 edge */
     int64_t uses;    /* -1: the role's default */
     double hours;    /* 0: the role's default */
-    const char *arg; /* token revoke: id; revoke: key */
+    bool no_wait;    /* drain: do not watch it */
+    const char *arg; /* token revoke: id; revoke, drain, undrain, unfence: who */
 } admin_options;
 
 /* `command` as on the command line: "status", "token create", ... */

@@ -1,8 +1,12 @@
 /* The requests of the admin socket, answered from the machine. One function a command, one table. */
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "cw/counters.h"
+#include "cw/join.h"
 #include "cw/json.h"
 #include "cw/mem.h"
 #include "cw/ticket.h"
@@ -22,6 +26,13 @@ static void put_key(cw_json *j, const cw_key *k)
     char hex[CW_KEY_HEX];
     cw_key_hex(k, hex);
     cw_json_kstr(j, "key", hex);
+}
+
+static void put_counter(void *ctx, cw_counter *c)
+{
+    char name[256];
+    snprintf(name, sizeof name, c->labels[0] ? "%s{%s}" : "%s%s", c->name, c->labels);
+    cw_json_kint(ctx, name, cw_counter_read(c));
 }
 
 static cw_status do_status(call *a, cw_err *err)
@@ -48,9 +59,25 @@ static cw_status do_status(call *a, cw_err *err)
     cw_json_kuint(j, "min_homes", s.min_homes);
     cw_json_kuint(j, "missing_bytes", s.missing_bytes);
     cw_json_kbool(j, "settling", s.settling);
+    cw_json_kuint(j, "fenced", s.n_fenced);
+    cw_json_kuint(j, "leaving", s.n_leaving);
+    if (f.metrics_address[0]) cw_json_kstr(j, "metrics", f.metrics_address);
     cw_json_kstr(j, "trouble", s.trouble);
+    cw_json_key(j, "counters");
+    cw_json_object(j);
+    cw_counters_each(put_counter, j);
+    cw_json_end(j);
     cw_json_end(j);
     return CW_OK;
+}
+
+static const char *worker_state_name(const cw_coordinator_worker *w)
+{
+    if (w->fenced) return "fenced";
+    if (w->drained && !w->in_epoch) return "drained";
+    if (w->drained) return "draining";
+    if (!w->live) return "away";
+    return w->leaving ? "leaving" : w->ready ? "ready" : "loading";
 }
 
 static cw_status do_workers(call *a, cw_err *err)
@@ -65,7 +92,12 @@ static cw_status do_workers(call *a, cw_err *err)
         cw_json_kstr(j, "name", w.name);
         put_key(j, &w.key);
         cw_json_kstr(j, "address", w.address);
-        cw_json_kstr(j, "state", !w.live ? "away" : w.ready ? "ready" : "loading");
+        cw_json_kstr(j, "state", worker_state_name(&w));
+        cw_json_kbool(j, "fenced", w.fenced);
+        if (w.fenced) cw_json_kstr(j, "why", w.note);
+        cw_json_kuint(j, "still_needed", w.n_needed);
+        cw_json_kuint(j, "still_needed_bytes", w.needed_bytes);
+        cw_json_kuint(j, "audits", w.n_audits);
         cw_json_kuint(j, "experts", w.n_ready);
         cw_json_kuint(j, "wanted", w.n_wanted);
         cw_json_kuint(j, "memory", w.memory_bytes);
@@ -100,6 +132,13 @@ static cw_status do_edges(call *a, cw_err *err)
         cw_json_kuint(j, "tokens", e.tokens);
         cw_json_kuint(j, "calls", e.calls);
         cw_json_kuint(j, "retries", e.retries);
+        cw_json_kuint(j, "hedges", e.hedges);
+        cw_json_kuint(j, "hedge_wins", e.hedge_wins);
+        cw_json_kuint(j, "mismatches", e.mismatches);
+        cw_json_kuint(j, "fallback_tokens", e.fallback_tokens);
+        cw_json_kuint(j, "busy", e.busy);
+        cw_json_kuint(j, "reports", e.reports);
+        cw_json_kuint(j, "unfounded", e.unfounded);
         cw_json_end(j);
     }
     cw_json_end(j);
@@ -172,31 +211,120 @@ static cw_status do_token_create(call *a, cw_err *err)
     return CW_OK;
 }
 
+static cw_status revoke_token(call *a, uint32_t id, cw_err *err);
+
 static cw_status do_token_revoke(call *a, cw_err *err)
 {
     double id;
-    uint32_t n;
     CW_TRY(get_number(a, "id", 1, 4294967295.0, 0, &id, err));
-    CW_TRY(cw_coordinator_token_revoke(a->c, (uint32_t)id, a->now_us, a->wall_ms, a->out, &n, err));
+    return revoke_token(a, (uint32_t)id, err);
+}
+
+static cw_status get_text(const call *a, const char *name, const char **out, cw_err *err)
+{
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(a->request, name);
+    if (!cJSON_IsString(v) || !v->valuestring[0])
+        return CW_FAIL(err, CW_STATUS_INVALID, "\"%s\" is missing", name);
+    *out = v->valuestring;
+    return CW_OK;
+}
+
+/* A token by its number, or by a join string that holds it; 0: `who` is neither. */
+static cw_status find_token(const call *a, const char *who, uint32_t *id, cw_err *err)
+{
+    cw_token_row t;
+    cw_join join;
+    uint8_t hash[CW_TOKEN_HASH_BYTES] = {0};
+    char *end;
+    unsigned long long n = strtoull(who, &end, 10);
+    bool number = who[0] >= '0' && who[0] <= '9' && !*end, is_join = strncmp(who, "cw1-", 4) == 0;
+    *id = 0;
+    if (is_join) {
+        CW_TRY(cw_join_parse(who, &join, err));
+        cw_token_hash(join.token, sizeof join.token, hash);
+        cw_join_wipe(&join);
+    }
+    for (size_t i = 0; (number || is_join) && cw_coordinator_get_token(a->c, i, &t); i++)
+        if (is_join ? memcmp(t.hash, hash, sizeof hash) == 0 : t.id == n) *id = t.id;
+    if (is_join && !*id)
+        return CW_FAIL(err, CW_STATUS_NOT_FOUND, "the token of this join string is not this cluster's");
+    return CW_OK;
+}
+
+static cw_status revoke_token(call *a, uint32_t id, cw_err *err)
+{
+    uint32_t n;
+    CW_TRY(cw_coordinator_token_revoke(a->c, id, a->now_us, a->wall_ms, a->out, &n, err));
     cw_json_object(a->j);
-    cw_json_kuint(a->j, "revoked", (uint32_t)id);
+    cw_json_kuint(a->j, "revoked", id);
     cw_json_kuint(a->j, "keys", n);
     cw_json_end(a->j);
     return CW_OK;
 }
 
+/* A key, a name, a token's number or a join string: whichever it is. */
 static cw_status do_revoke(call *a, cw_err *err)
 {
-    const cJSON *text = cJSON_GetObjectItemCaseSensitive(a->request, "key");
+    const char *who;
     cw_key key;
-    if (!cJSON_IsString(text) || !cw_key_parse(text->valuestring, &key))
-        return CW_FAIL(err, CW_STATUS_INVALID,
-                       "a key is 64 hexadecimal characters, as workers and edges list them");
+    uint32_t token;
+    cw_err unknown;
+    CW_TRY(get_text(a, "who", &who, err));
+    CW_TRY(find_token(a, who, &token, err));
+    cw_status found = cw_coordinator_find(a->c, who, false, &key, &unknown);
+    if (token && found == CW_OK)
+        return CW_FAIL(
+            err, CW_STATUS_INVALID,
+            "%.20s is a token and also the name of a worker or edge: use `token revoke`, or name the key",
+            who);
+    if (token) return revoke_token(a, token, err);
+    if (found != CW_OK) {
+        *err = unknown;
+        return found;
+    }
     CW_TRY(cw_coordinator_key_revoke(a->c, &key, a->now_us, a->wall_ms, a->out, err));
     cw_json_object(a->j);
     put_key(a->j, &key);
     cw_json_end(a->j);
     return CW_OK;
+}
+
+static cw_status put_worker_key(call *a, const cw_key *key)
+{
+    cw_json_object(a->j);
+    put_key(a->j, key);
+    cw_json_end(a->j);
+    return CW_OK;
+}
+
+static cw_status do_drain(call *a, cw_err *err)
+{
+    const char *who;
+    cw_key key;
+    CW_TRY(get_text(a, "who", &who, err));
+    CW_TRY(cw_coordinator_find(a->c, who, true, &key, err));
+    CW_TRY(cw_coordinator_drain(a->c, &key, true, a->now_us, a->wall_ms, a->out, err));
+    return put_worker_key(a, &key);
+}
+
+static cw_status do_undrain(call *a, cw_err *err)
+{
+    const char *who;
+    cw_key key;
+    CW_TRY(get_text(a, "who", &who, err));
+    CW_TRY(cw_coordinator_find(a->c, who, true, &key, err));
+    CW_TRY(cw_coordinator_drain(a->c, &key, false, a->now_us, a->wall_ms, a->out, err));
+    return put_worker_key(a, &key);
+}
+
+static cw_status do_unfence(call *a, cw_err *err)
+{
+    const char *who;
+    cw_key key;
+    CW_TRY(get_text(a, "who", &who, err));
+    CW_TRY(cw_coordinator_find(a->c, who, true, &key, err));
+    CW_TRY(cw_coordinator_unfence(a->c, &key, err));
+    return put_worker_key(a, &key);
 }
 
 static cw_status do_epoch(call *a, cw_err *err)
@@ -244,6 +372,9 @@ static const struct {
     {"token_revoke", do_token_revoke},
     {"revoke", do_revoke},
     {"epoch", do_epoch},
+    {"drain", do_drain},
+    {"undrain", do_undrain},
+    {"unfence", do_unfence},
 };
 
 char *admin_execute(shell *s, const cJSON *request, int64_t now_us, int64_t wall_ms, cw_outbox *out)

@@ -229,6 +229,8 @@ void on_audit_result(cw_coordinator *c, member *m, const Cw__Pb__AuditResult *x)
 /* ---- depart.c */
 /* Workers that are to go: how far they are, and Released when nothing needs them. */
 void depart_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
+/* A worker that was told to stop waits until others have its experts. */
+bool somebody_waits_to_leave(const cw_coordinator *c);
 void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us);
 
 /* ---- mover.c */

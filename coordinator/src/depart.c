@@ -89,6 +89,13 @@ void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us)
     replan_now(c, now_us);
 }
 
+bool somebody_waits_to_leave(const cw_coordinator *c)
+{
+    for (size_t i = 0; i < c->n_members; i++)
+        if (is_counted(c->members[i]) && c->members[i]->worker->leave && c->members[i]->worker->n_needed) return true;
+    return false;
+}
+
 static bool is_wanted_elsewhere(const cw_coordinator *c, const member *m, uint32_t layer, uint32_t e)
 {
     for (size_t i = 0; i < c->n_members; i++) {

@@ -291,7 +291,7 @@ void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
         c->failed = true;
         return;
     }
-    bool urgent = is_urgent(c, &tmp);
+    bool urgent = is_urgent(c, &tmp) || somebody_waits_to_leave(c);
     for (size_t i = 0; i < c->n_members; i++)
         if (is_counted(c->members[i]) && c->members[i]->worker->planned)
             move(c, c->members[i], now_us, urgent, &tmp, out);

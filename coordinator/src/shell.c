@@ -20,7 +20,8 @@ void shell_get_facts(const shell *s, shell_facts *out)
 {
     *out = (shell_facts){.model_name = s->model.config.name,
                          .control_address = s->control_address,
-                         .store_address = s->store_address};
+                         .store_address = s->store_address,
+                         .metrics_address = s->metrics_address};
     for (int i = 0; i < 32; i++)
         snprintf(out->digest + 2 * i, 3, "%02x", cw_manifest_digest(s->model.manifest)[i]);
 }
@@ -119,6 +120,7 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
     cw_coordinator_event(s->machine, ev, out);
     save_rows(s, out);
     ask_reference(s, ev->now_us, ev->wall_ms, out);
+    metrics_step(s, ev->now_us);
 }
 
 static void judge_audits(shell *s, int64_t now_us, int64_t wall_ms, cw_outbox *out)

@@ -12,6 +12,7 @@ typedef struct {
     const char *store_listen, *store_advertise; /* NULL: next port of the same host */
     const char *state_dir;
     uint64_t store_rate; /* bytes a second and worker; 0: no limit */
+    const char *metrics; /* loopback address, or NULL */
     uint32_t max_workers, max_edges, max_edges_per_token;
 } shell_options;
 
@@ -26,6 +27,7 @@ const cw_signer *shell_signer(const shell *s);
 typedef struct {
     const char *model_name, *control_address, *store_address;
     char digest[65];
+    const char *metrics_address; /* "": none */
 } shell_facts;
 void shell_get_facts(const shell *s, shell_facts *out);
 /* A new token and its join string (640 bytes). uses 0: any number. */

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "admin.h"
+#include "cw/metrics.h"
 #include "cw/net.h"
 #include "prepare.h"
 #include "reference.h"
@@ -34,6 +35,9 @@ struct shell {
     store_server *store_machine;
     admin_server *admin;
     reference *reference;
+    cw_metrics *metrics; /* NULL: not asked for */
+    char metrics_address[CW_METRICS_ADDRESS];
+    int64_t metrics_us; /* when they are written next */
     pthread_t store_thread;
     bool store_running;
     key_set workers;
@@ -54,6 +58,10 @@ void *shell_run_store(void *shell);
 store_config shell_store_config(shell *s);
 extern const admin_hooks shell_admin_hooks;
 void shell_wake(void *shell);
+
+/* ---- metrics.c */
+/* Tells what is going on, once a second. */
+void metrics_step(shell *s, int64_t now_us);
 
 /* ---- tokens.c */
 /* The join string that is printed at the start: the newest one that is still good for a while, else a new

@@ -191,6 +191,7 @@ static cw_status start(shell *s, cw_err *err)
     CW_TRY(cw_crypto_init(err));
     CW_TRY(cw_state_open(s->opts.state_dir, &s->state, err));
     CW_TRY(open_secrets(s, err));
+    if (s->opts.metrics) CW_TRY(cw_metrics_start(s->opts.metrics, s->metrics_address, &s->metrics, err));
     CW_TRY(prepare_model(s->opts.model, s->opts.state_dir, &s->model, err));
     if (s->opts.fallback) {
         char text[256] = "";
@@ -213,6 +214,7 @@ static void stop(shell *s)
 {
     admin_server_stop(&s->admin);
     reference_stop(&s->reference);
+    cw_metrics_stop(&s->metrics);
     if (s->store_running) {
         cw_net_stop(s->store);
         pthread_join(s->store_thread, NULL);

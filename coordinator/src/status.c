@@ -44,6 +44,8 @@ void cw_coordinator_get_status(const cw_coordinator *c, cw_coordinator_status *o
         out->n_workers += m->worker != NULL;
         out->n_live_workers += m->worker && is_live(m);
         out->n_ready_workers += m->worker && is_ready(m);
+        out->n_fenced += m->row.fenced;
+        out->n_leaving += is_departing(m);
         out->n_edges += !m->worker && is_live(m);
     }
     count_homes(c, out);
@@ -64,6 +66,7 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
                                        .live = is_live(m),
                                        .ready = is_ready(m),
                                        .local_model = w->local_model,
+                                       .in_epoch = w->is_published,
                                        .drained = m->row.drained,
                                        .leaving = w->leave,
                                        .fenced = m->row.fenced,

@@ -78,7 +78,8 @@ void cw_metrics_head(cw_metrics_text *t, const char *name, const char *type, con
     for (size_t i = 0; i < CW_ARRAY_LEN(parts); i++) adds(t, parts[i]);
 }
 
-void cw_metrics_line(cw_metrics_text *t, const char *name, const char *key, const char *value, double number)
+void cw_metrics_line2(cw_metrics_text *t, const char *name, const char *key, const char *value,
+                      const char *key2, const char *value2, double number)
 {
     adds(t, name);
     if (key) {
@@ -86,9 +87,22 @@ void cw_metrics_line(cw_metrics_text *t, const char *name, const char *key, cons
         adds(t, key);
         adds(t, "=\"");
         add_label(t, value);
-        adds(t, "\"}");
+        adds(t, "\"");
     }
+    if (key2) {
+        adds(t, ",");
+        adds(t, key2);
+        adds(t, "=\"");
+        add_label(t, value2);
+        adds(t, "\"");
+    }
+    if (key) adds(t, "}");
     add_number(t, number);
+}
+
+void cw_metrics_line(cw_metrics_text *t, const char *name, const char *key, const char *value, double number)
+{
+    cw_metrics_line2(t, name, key, value, NULL, NULL, number);
 }
 
 void cw_metrics_one(cw_metrics_text *t, const char *name, const char *type, const char *help, double number)
@@ -309,7 +323,7 @@ static bool parse_loopback(const char *text, struct sockaddr_storage *a, socklen
     return IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
 }
 
-static cw_status open_sockets(cw_metrics *m, const char *address, uint16_t *port, cw_err *err)
+static cw_status open_sockets(cw_metrics *m, const char *address, char bound[CW_METRICS_ADDRESS], cw_err *err)
 {
     struct sockaddr_storage a;
     socklen_t len = 0;
@@ -326,8 +340,9 @@ static cw_status open_sockets(cw_metrics *m, const char *address, uint16_t *port
     if (m->quit_fd < 0 || m->listen_fd < 0 || bind(m->listen_fd, (struct sockaddr *)&a, len) != 0 ||
         listen(m->listen_fd, CLIENTS) != 0 || getsockname(m->listen_fd, (struct sockaddr *)&a, &len) != 0)
         return CW_FAIL(err, CW_STATUS_IO, "cannot serve metrics at %s: %s", address, strerror(errno));
-    *port = ntohs(a.ss_family == AF_INET ? ((struct sockaddr_in *)&a)->sin_port
-                                         : ((struct sockaddr_in6 *)&a)->sin6_port);
+    uint16_t port = ntohs(a.ss_family == AF_INET ? ((struct sockaddr_in *)&a)->sin_port
+                                                 : ((struct sockaddr_in6 *)&a)->sin6_port);
+    snprintf(bound, CW_METRICS_ADDRESS, "%.*s:%u", (int)(strrchr(address, ':') - address), address, port);
     return CW_OK;
 }
 
@@ -342,14 +357,14 @@ static void metrics_free(cw_metrics *m)
     cw_free(m);
 }
 
-cw_status cw_metrics_start(const char *address, uint16_t *port, cw_metrics **out, cw_err *err)
+cw_status cw_metrics_start(const char *address, char bound[CW_METRICS_ADDRESS], cw_metrics **out, cw_err *err)
 {
     cw_metrics *m = cw_calloc(1, sizeof *m);
     if (!m) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for metrics");
     m->listen_fd = m->quit_fd = -1;
     for (int i = 0; i < CLIENTS; i++) m->clients[i].fd = -1;
     pthread_mutex_init(&m->lock, NULL);
-    cw_status s = open_sockets(m, address, port, err);
+    cw_status s = open_sockets(m, address, bound, err);
     if (s == CW_OK && pthread_create(&m->thread, NULL, serve, m) != 0)
         s = CW_FAIL(err, CW_STATUS_LIMIT, "cannot start the metrics thread");
     if (s == CW_OK)

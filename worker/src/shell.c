@@ -14,6 +14,7 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 #include "cw/member.h"
+#include "cw/metrics.h"
 #include "cw/net.h"
 #include "cw/progress.h"
 #include "cw/signal.h"
@@ -39,7 +40,9 @@ typedef struct {
     bool computed;   /* one thread: a job was computed in this callback already */
     cw_job *waiting; /* and this one is for the next */
     int stops_seen;
-    int code; /* of CW_WORKER_STOPPED; -1: not yet */
+    cw_metrics *metrics; /* NULL: not asked for */
+    int64_t metrics_us;  /* when they are written next */
+    int code;            /* of CW_WORKER_STOPPED; -1: not yet */
     char text[CW_TEXT_MAX];
 } shell;
 
@@ -164,6 +167,10 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
         cw_worker_stop(s->machine, ev->now_us, ev->wall_ms, out);
     }
     drain(s, ev->now_us, ev->wall_ms, out);
+    if (s->metrics && ev->now_us >= s->metrics_us) {
+        s->metrics_us = ev->now_us + 1000000;
+        metrics_write(s->metrics, s->machine, s->net);
+    }
 }
 
 static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
@@ -326,7 +333,9 @@ static void tell_start(const shell *s)
 
 static cw_status start(shell *s, cw_err *err)
 {
+    char port[CW_METRICS_ADDRESS] = "";
     CW_TRY(cw_member_name(s->o->name, s->name, err));
+    if (s->o->metrics) CW_TRY(cw_metrics_start(s->o->metrics, port, &s->metrics, err));
     CW_TRY(cw_member_open(CW_JOIN_WORKER, s->o->state, s->name, s->o->join, &s->member, err));
     CW_TRY(cw_pool_new(s->o->threads, &s->pool, err));
     CW_TRY(open_local(s, err));
@@ -337,6 +346,11 @@ static cw_status start(shell *s, cw_err *err)
     CW_TRY(start_loader(s, err));
     CW_TRY(cw_worker_new(&s->wc, &s->machine, err));
     tell_start(s);
+    if (port[0]) {
+        char text[120];
+        snprintf(text, sizeof text, "metrics at http://%s/metrics", port);
+        say(s, text);
+    }
     return CW_OK;
 }
 
@@ -349,6 +363,7 @@ cw_status cw_worker_run(const cw_worker_options *o, cw_err *err)
         if (st == CW_OK && s.code > 0) st = CW_FAIL(err, CW_STATUS_REFUSED, "%s", s.text);
     }
     /* The stages first: they hold jobs of the machine and experts of the loader's set. */
+    cw_metrics_stop(&s.metrics);
     compute_free(&s.compute);
     loader_free(&s.loader);
     cw_worker_free(&s.machine);

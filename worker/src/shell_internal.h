@@ -9,6 +9,7 @@
 #include "cw/gguf.h"
 #include "cw/keys.h"
 #include "cw/manifest.h"
+#include "cw/metrics.h"
 #include "cw/queue.h"
 #include "cw/worker_machine.h"
 
@@ -93,6 +94,11 @@ typedef struct {
     cw_expert_shape *shapes; /* [n_layers]; freed with cw_free */
 } model_facts;
 CW_MUST_USE cw_status model_facts_read(const cw_manifest *m, model_facts *out, cw_err *err);
+
+/* --- metrics.c --- */
+
+/* What the machine and the net say of themselves, for the metrics port. */
+void metrics_write(cw_metrics *m, const cw_worker *w, cw_net *net);
 
 /* --- bench.c --- */
 

@@ -14,6 +14,7 @@ typedef struct {
     const char *model;     /* local copy of the model file; NULL: pulled from the coordinator */
     uint64_t disk;         /* limit of the chunk cache; 0: none */
     const cw_kernels *kernels;
+    const char *metrics;   /* loopback address of the metrics port, or NULL */
     uint32_t drain_ms;     /* SIGTERM: how long to wait until the experts here have other homes */
     uint32_t fault_zap_ms; /* fault injection: the process loses its ZAP handler after that time; 0: never */
 } cw_worker_options;
