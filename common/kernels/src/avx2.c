@@ -51,6 +51,11 @@ static inline void v16_store_n(float *p, v16 v, int n)
     v16_store(t, v);
     memcpy(p, t, (size_t)n * 4);
 }
+static inline v16 v16_from_i8(const int8_t *p)
+{
+    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
+}
 static inline v16 v16_from_f16(const uint16_t *p)
 {
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
@@ -114,6 +119,11 @@ static inline float v16_fold_add(v16 v)
 static inline float v16_fold_max(v16 v)
 {
     FOLD(MAX, v);
+}
+static inline void store_folds(float *s, int64_t lds, v16 acc[QK_H][QK_K], float scale)
+{
+    for (int h = 0; h < QK_H; h++)
+        for (int j = 0; j < QK_K; j++) s[h * lds + j] = scale * v16_fold_add(acc[h][j]);
 }
 
 static inline void pow2_half(__m256 t, __m256 *s1, __m256 *s2)

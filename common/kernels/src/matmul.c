@@ -117,7 +117,7 @@ void cw_softmax_merge(const cw_kernels *kn, float *max, float *sum, float *o, fl
     *max = m;
 }
 
-void cw_softmax_finish(float *o, float sum, int64_t n)
+void cw_softmax_finish(const cw_kernels *kn, float *o, float sum, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) o[i] = o[i] / sum;
+    kn->div(o, sum, n);
 }

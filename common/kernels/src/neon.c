@@ -59,6 +59,13 @@ static inline float32x4_t halves(const void *p)
 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
+static inline v16 v16_from_i8(const int8_t *p)
+{
+    int8x16_t b = vld1q_s8(p);
+    int16x8_t lo = vmovl_s8(vget_low_s8(b)), hi = vmovl_s8(vget_high_s8(b));
+    return (v16){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(lo))),
+                  vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(hi)))}};
+}
 static inline v16 v16_from_f16(const uint16_t *p)
 {
     EACH(halves(p + 4 * i));
@@ -122,6 +129,11 @@ static inline float v16_fold_add(v16 x)
     float32x4_t h = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
     float32x2_t t = vadd_f32(vget_low_f32(h), vget_high_f32(h));
     return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+}
+static inline void store_folds(float *s, int64_t lds, v16 acc[QK_H][QK_K], float scale)
+{
+    for (int h = 0; h < QK_H; h++)
+        for (int j = 0; j < QK_K; j++) s[h * lds + j] = scale * v16_fold_add(acc[h][j]);
 }
 static inline float v16_fold_max(v16 x)
 {

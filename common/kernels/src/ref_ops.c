@@ -98,6 +98,16 @@ static void ref_f16_to_f32(float *y, const uint16_t *x, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = cw_f16_to_f32(x[i]);
 }
 
+static void ref_a8_to_f32(float *y, const int8_t *q, const float *s, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = s[i / 32] * (float)q[i];
+}
+
+static void ref_div(float *y, float d, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = y[i] / d;
+}
+
 /* Element i of row j of a cache. */
 static float cache_at(uint32_t kv_type, const void *rows, int64_t ld, int j, int i)
 {
@@ -194,6 +204,8 @@ const cw_kernels cw_kernels_scalar = {
     .add = ref_add,
     .f32_to_f16 = ref_f32_to_f16,
     .f16_to_f32 = ref_f16_to_f32,
+    .a8_to_f32 = ref_a8_to_f32,
+    .div = ref_div,
     .qk = ref_qk,
     .softmax_tile = ref_softmax_tile,
     .pv = ref_pv,

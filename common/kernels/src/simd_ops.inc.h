@@ -13,7 +13,9 @@
  *   v16_exp_limits(x, y)                              0 below CW_EXP_MIN, +inf above CW_EXP_MAX, else y
  *   v16_finite(v)                                     all lanes finite
  *   v16_to_i8(q, lo, hi, sum_lo, sum)                 32 integral values to int8, with their sums
+ *   v16_from_i8(q)                                    16 int8 as they are
  *   QK_H, QK_K, PV_H, PV_R                            tile sizes that fit the registers
+ *   store_folds(s, lds, acc, scale)                   scale * fold of a full tile's sums, acc [QK_H][QK_K]
  *
  * The order of operations is ref_ops.c's, line by line.
  */
@@ -164,6 +166,21 @@ static void OPS(f16_to_f32)(float *y, const uint16_t *x, int64_t n)
     FOR_VECTORS(i, n, c, { store(y + i, load_f16(x + i, c), c); });
 }
 
+static void OPS(a8_to_f32)(float *y, const int8_t *q, const float *s, int64_t n)
+{
+    for (int64_t b = 0; b < n / 32; b++, y += 32, q += 32) {
+        v16 scale = v16_set1(s[b]);
+        v16_store(y, v16_mul(scale, v16_from_i8(q)));
+        v16_store(y + 16, v16_mul(scale, v16_from_i8(q + 16)));
+    }
+}
+
+static void OPS(div)(float *y, float d, int64_t n)
+{
+    v16 dv = v16_set1(d);
+    FOR_VECTORS(i, n, c, { store(y + i, v16_div(load(y + i, c), dv), c); });
+}
+
 /* 16 (or c) values of a cache row; f16 is a constant at every call, so one of the loads remains. */
 static inline v16 load_cache(const void *rows, bool f16, int64_t at, int c)
 {
@@ -189,27 +206,34 @@ static ALWAYS_INLINE void qk_tile(float *s, int64_t lds, const float *q, int64_t
             _Pragma("GCC unroll 8") for (int j = 0; j < nk; j++) acc[h][j] = v16_fma(v, k[j], acc[h][j]);
         }
     });
+    if (nh == QK_H && nk == QK_K) {
+        store_folds(s + j0, lds, acc, scale);
+        return;
+    }
     for (int h = 0; h < nh; h++)
         for (int j = 0; j < nk; j++) s[h * lds + j0 + j] = scale * v16_fold_add(acc[h][j]);
+}
+
+/* Keys that stay in the first-level cache while all queries go by. */
+enum { QK_KEYS = 8 };
+
+static ALWAYS_INLINE void qk_heads(float *s, int64_t lds, const float *q, int64_t ldq, const int nh, bool f16,
+                                   const void *keys, int64_t ldk, int from, int to, int dim, float scale)
+{
+    int j = from;
+    for (; j + QK_K <= to; j += QK_K) qk_tile(s, lds, q, ldq, nh, f16, keys, ldk, j, QK_K, dim, scale);
+    for (; j < to; j++) qk_tile(s, lds, q, ldq, nh, f16, keys, ldk, j, 1, dim, scale);
 }
 
 static ALWAYS_INLINE void qk_of(float *s, int64_t lds, const float *q, int64_t ldq, int n_q, const bool f16,
                                 const void *keys, int64_t ldk, int n_keys, int dim, float scale)
 {
-    int h = 0;
-    for (; h + QK_H <= n_q; h += QK_H) {
-        int j = 0;
-        for (; j + QK_K <= n_keys; j += QK_K)
-            qk_tile(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, QK_K, dim, scale);
-        for (; j < n_keys; j++)
-            qk_tile(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, 1, dim, scale);
-    }
-    for (; h < n_q; h++) {
-        int j = 0;
-        for (; j + QK_K <= n_keys; j += QK_K)
-            qk_tile(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, QK_K, dim, scale);
-        for (; j < n_keys; j++)
-            qk_tile(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, 1, dim, scale);
+    for (int j = 0; j < n_keys; j += QK_KEYS) {
+        int to = n_keys - j < QK_KEYS ? n_keys : j + QK_KEYS, h = 0;
+        for (; h + QK_H <= n_q; h += QK_H)
+            qk_heads(s + h * lds, lds, q + h * ldq, ldq, QK_H, f16, keys, ldk, j, to, dim, scale);
+        for (; h < n_q; h++)
+            qk_heads(s + h * lds, lds, q + h * ldq, ldq, 1, f16, keys, ldk, j, to, dim, scale);
     }
 }
 
@@ -266,33 +290,39 @@ static ALWAYS_INLINE void pv_tile(float *o, int64_t ldo, const float *p, int64_t
         for (int r = 0; r < nr; r++) store(o + h * ldo + r0 + 16 * r, acc[h][r], c);
 }
 
-static ALWAYS_INLINE void pv_rows(float *o, int64_t ldo, const float *p, int64_t ldp, const int nh,
-                                  const bool f16, const void *v, int64_t ldv, int n_keys, int dim)
+/* Keys whose values stay in the first-level cache, PV_R vectors of each, while all rows of p go by. */
+enum { PV_KEYS = 128 };
+
+static ALWAYS_INLINE void pv_heads(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q,
+                                   const bool f16, const void *v, int64_t ldv, int n_keys, int64_t r0,
+                                   const int nr, const int c)
 {
-    int r = 0;
-    for (; r + 16 * PV_R <= dim; r += 16 * PV_R)
-        pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, PV_R, 16);
-    for (; r + 16 <= dim; r += 16) pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, 1, 16);
-    if (r < dim) pv_tile(o, ldo, p, ldp, nh, f16, v, ldv, n_keys, r, 1, dim - r);
+    int h = 0;
+    for (; h + PV_H <= n_q; h += PV_H)
+        pv_tile(o + h * ldo, ldo, p + h * ldp, ldp, PV_H, f16, v, ldv, n_keys, r0, nr, c);
+    for (; h < n_q; h++) pv_tile(o + h * ldo, ldo, p + h * ldp, ldp, 1, f16, v, ldv, n_keys, r0, nr, c);
+}
+
+static ALWAYS_INLINE void pv_of(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, const bool f16,
+                                const void *v, int64_t ldv, int n_keys, int dim)
+{
+    for (int j = 0; j < n_keys; j += PV_KEYS) {
+        int n = n_keys - j < PV_KEYS ? n_keys - j : PV_KEYS, r = 0;
+        const uint8_t *rows = (const uint8_t *)v + j * ldv * (f16 ? 2 : 4);
+        for (; r + 16 * PV_R <= dim; r += 16 * PV_R)
+            pv_heads(o, ldo, p + j, ldp, n_q, f16, rows, ldv, n, r, PV_R, 16);
+        for (; r + 16 <= dim; r += 16) pv_heads(o, ldo, p + j, ldp, n_q, f16, rows, ldv, n, r, 1, 16);
+        if (r < dim) pv_heads(o, ldo, p + j, ldp, n_q, f16, rows, ldv, n, r, 1, dim - r);
+    }
 }
 
 static void OPS(pv)(float *o, int64_t ldo, const float *p, int64_t ldp, int n_q, uint32_t kv_type,
                     const void *v, int64_t ldv, int n_keys, int dim)
 {
-    int h = 0;
-    bool f16 = kv_type == CW_TYPE_F16;
-    for (; h + PV_H <= n_q; h += PV_H) {
-        if (f16)
-            pv_rows(o + h * ldo, ldo, p + h * ldp, ldp, PV_H, true, v, ldv, n_keys, dim);
-        else
-            pv_rows(o + h * ldo, ldo, p + h * ldp, ldp, PV_H, false, v, ldv, n_keys, dim);
-    }
-    for (; h < n_q; h++) {
-        if (f16)
-            pv_rows(o + h * ldo, ldo, p + h * ldp, ldp, 1, true, v, ldv, n_keys, dim);
-        else
-            pv_rows(o + h * ldo, ldo, p + h * ldp, ldp, 1, false, v, ldv, n_keys, dim);
-    }
+    if (kv_type == CW_TYPE_F16)
+        pv_of(o, ldo, p, ldp, n_q, true, v, ldv, n_keys, dim);
+    else
+        pv_of(o, ldo, p, ldp, n_q, false, v, ldv, n_keys, dim);
 }
 
 static bool OPS(row_to_f16)(uint16_t *row, int8_t *e, const float *y, int64_t n)
@@ -343,6 +373,7 @@ static void OPS(combine_f32)(float *y, float w, const float *row, int64_t n)
 #define OPS_TABLE                                                                                            \
     .a8_quantise = OPS(a8_quantise), .rms_norm = OPS(rms_norm), .dot = OPS(dot), .sum = OPS(sum),            \
     .exp = OPS(exp), .silu_mul = OPS(silu_mul), .add = OPS(add), .f32_to_f16 = OPS(f32_to_f16),              \
-    .f16_to_f32 = OPS(f16_to_f32), .qk = OPS(qk), .softmax_tile = OPS(softmax_tile), .pv = OPS(pv),          \
-    .row_to_f16 = OPS(row_to_f16), .row_from_f16 = OPS(row_from_f16), .combine_f16 = OPS(combine_f16),       \
-    .merge = OPS(merge), .combine_f32 = OPS(combine_f32), .all_finite = OPS(all_finite)
+    .f16_to_f32 = OPS(f16_to_f32), .a8_to_f32 = OPS(a8_to_f32), .div = OPS(div), .qk = OPS(qk),              \
+    .softmax_tile = OPS(softmax_tile), .pv = OPS(pv), .row_to_f16 = OPS(row_to_f16),                         \
+    .row_from_f16 = OPS(row_from_f16), .combine_f16 = OPS(combine_f16), .merge = OPS(merge),                 \
+    .combine_f32 = OPS(combine_f32), .all_finite = OPS(all_finite)

@@ -69,6 +69,8 @@ cw_status cw_engine_open(const cw_gguf *g, const cw_engine_options *opt, cw_engi
         goto fail;
     }
     CW_TRY_GOTO(s, load(e, g, opt, err));
+    cw_attn_shape shape = cw_pass_attn_shape(&e->config, 0);
+    e->attn_plan = cw_attn_plan_for(&shape, cw_pool_threads(e->pool));
     bool overlaps = e->role == CW_ENGINE_EDGE && e->config.n_experts > 0 && e->max_rows >= CW_OVERLAP_ROWS;
     for (int i = 0; i < 1 + overlaps; i++) CW_TRY_GOTO(s, cw_pass_new(e, &e->pass[i], err));
     *out = e;

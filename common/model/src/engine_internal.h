@@ -49,6 +49,7 @@ struct cw_engine {
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */
     cw_phase_clock clock;
+    cw_attn_plan attn_plan;
 };
 
 struct cw_session {
@@ -82,8 +83,9 @@ struct cw_pass {
     float *q_abs;        /* [n, n_heads, kv_lora + d_rope] queries against the cache */
     cw_act latent;       /* n_heads * kv_lora: attention outputs in the latent space */
     cw_act o;            /* n_heads * d_v */
-    float *attn_scratch; /* [threads, attn_floats] */
-    size_t attn_floats;
+    float *attn_scratch; /* [threads, attn_plan.floats] */
+    int32_t *runs;       /* [n_runs + 1] first rows of runs of one session's consecutive positions */
+    int n_runs;
     cw_a8 *head_views; /* [n_heads] */
     cw_mm *mm;         /* [n_heads + 2] */
     /* feed-forward */
@@ -116,6 +118,8 @@ void cw_pass_abandon(cw_pass *p);
 
 /* pass_attention.c: p->y = attention of p->h; writes the layer's cache rows. */
 CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
+/* Where keys and values of a key/value head (0 for MLA) are in a cache row. */
+cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head);
 /* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. */
 CW_MUST_USE cw_status cw_pass_feed_forward(cw_pass *p, int layer, cw_err *err);
 /* Routes p->h and submits the call. */

@@ -44,8 +44,8 @@ static void take_attention(taker *t, cw_pass *p, const cw_model_config *c, int r
     size_t n = (size_t)rows, heads = (size_t)c->n_heads;
     p->q = take(t, n * heads * (size_t)c->d_head, sizeof(float));
     p->kv = take(t, n * (size_t)cw_kv_width(c), sizeof(float));
-    p->attn_floats = (cw_attn_scratch_floats(c->mla ? c->kv_lora : c->d_head) + 15) & ~(size_t)15;
-    p->attn_scratch = take(t, (size_t)cw_pool_threads(p->e->pool) * p->attn_floats, sizeof(float));
+    p->attn_scratch = take(t, (size_t)cw_pool_threads(p->e->pool) * p->e->attn_plan.floats, sizeof(float));
+    p->runs = take(t, n + 1, sizeof *p->runs);
     take_act(t, &p->o, rows, (int64_t)c->n_heads * c->d_v);
     p->mm = take(t, heads + 3, sizeof *p->mm);
     if (!c->mla) return;
@@ -172,6 +172,20 @@ cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, 
 
 /* --- the pass --- */
 
+/* Runs long enough to share the reading of keys, and enough of them that threads end together. */
+static void find_runs(cw_pass *p)
+{
+    enum { RUNS_PER_THREAD = 6 };
+    int most = p->n / (cw_pool_threads(p->e->pool) * RUNS_PER_THREAD);
+    if (most > p->e->attn_plan.rows) most = p->e->attn_plan.rows;
+    p->n_runs = 0;
+    for (int i = 0, first = 0; i < p->n; i++) {
+        if (i > 0 && p->rows[i].session == p->rows[i - 1].session && i - first < most) continue;
+        p->runs[p->n_runs++] = first = i;
+    }
+    p->runs[p->n_runs] = p->n;
+}
+
 void cw_pass_start(cw_pass *p, const cw_row *rows, int n, const atomic_bool *cancel)
 {
     const cw_model_config *c = &p->e->config;
@@ -179,6 +193,7 @@ void cw_pass_start(cw_pass *p, const cw_row *rows, int n, const atomic_bool *can
     p->n = n;
     p->cancel = cancel;
     CW_ASSERT(!p->waiting && n >= 1 && n <= p->e->max_rows);
+    find_runs(p);
     for (int i = 0; i < n; i++) {
         cw_weights_embed(&p->e->weights, rows[i].token, p->x + (int64_t)i * c->d_model, p->embd_row);
         int64_t at = (int64_t)i * (c->d_rope / 2);

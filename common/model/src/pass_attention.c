@@ -16,24 +16,44 @@ typedef struct {
     cw_pass *p;
     int layer;
     const cw_layer_weights *w;
-    int group, n_groups; /* queries that share a task, and tasks in a row */
+    int group, n_groups; /* heads that share a task, and such groups */
 } step;
 
-/* --- attention itself: tasks are (row, group of heads) --- */
+/* --- attention itself: tasks are (run of rows, heads that share keys, group of these heads) --- */
 
-/* A few heads to a task when rows are few, so that every thread has some. */
+/* A few heads to a task when runs of rows are few, so that every thread has some. */
 static void choose_groups(step *s, int heads_sharing, int n_sets)
 {
-    int threads = cw_pool_threads(s->p->e->pool), want = (threads + s->p->n - 1) / s->p->n;
+    int threads = cw_pool_threads(s->p->e->pool), want = (threads + s->p->n_runs - 1) / s->p->n_runs;
     int pieces = (want + n_sets - 1) / n_sets;
     int group = (heads_sharing + pieces - 1) / pieces;
     s->group = group > CW_ATTN_MAX_GROUP ? CW_ATTN_MAX_GROUP : group;
     s->n_groups = (heads_sharing + s->group - 1) / s->group;
 }
 
-static float *scratch_of(const cw_pass *p, int thread)
+cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head)
 {
-    return p->attn_scratch + (size_t)thread * p->attn_floats;
+    if (c->mla)
+        return (cw_attn_shape){.k_dim = c->kv_lora + c->d_rope, .v_dim = c->kv_lora, .scale = c->attn_scale};
+    return (cw_attn_shape){.k_at = kv_head * c->d_head,
+                           .k_dim = c->d_head,
+                           .v_at = (c->n_kv_heads + kv_head) * c->d_head,
+                           .v_dim = c->d_head,
+                           .scale = c->attn_scale};
+}
+
+/* The run's rows against the cache, without heads. */
+static cw_attn of_run(const step *s, int run, int thread)
+{
+    const cw_pass *p = s->p;
+    int row = p->runs[run];
+    return (cw_attn){.kn = p->e->kn,
+                     .plan = &p->e->attn_plan,
+                     .kv = &p->rows[row].session->kv,
+                     .layer = s->layer,
+                     .first = p->rows[row].position,
+                     .n_rows = p->runs[run + 1] - row,
+                     .scratch = p->attn_scratch + (size_t)thread * p->e->attn_plan.floats};
 }
 
 static void attend_latent(void *ctx, int task, int thread)
@@ -41,19 +61,20 @@ static void attend_latent(void *ctx, int task, int thread)
     const step *s = ctx;
     cw_pass *p = s->p;
     const cw_model_config *c = &p->e->config;
-    int row = task / s->n_groups, head = task % s->n_groups * s->group;
-    int n = c->n_heads - head < s->group ? c->n_heads - head : s->group;
-    const cw_kv *kv = &p->rows[row].session->kv;
+    /* Later rows see more keys: first, so that the threads end together. */
+    int run = p->n_runs - 1 - task / s->n_groups, head = task % s->n_groups * s->group;
     int width = c->kv_lora + c->d_rope;
-    cw_attn_keys keys = {.kv_type = kv->type,
-                         .rows = cw_kv_row(kv, s->layer, 0),
-                         .ld = kv->width,
-                         .k_dim = width,
-                         .v_dim = c->kv_lora,
-                         .scale = c->attn_scale};
-    int64_t at = (int64_t)row * c->n_heads + head;
-    cw_attend(p->e->kn, &keys, p->q_abs + at * width, width, n, p->rows[row].position + 1,
-              p->latent.x + at * c->kv_lora, c->kv_lora, scratch_of(p, thread));
+    int64_t at = (int64_t)p->runs[run] * c->n_heads + head;
+    cw_attn a = of_run(s, run, thread);
+    a.shape = cw_pass_attn_shape(c, 0);
+    a.n_q = c->n_heads - head < s->group ? c->n_heads - head : s->group;
+    a.q = p->q_abs + at * width;
+    a.q_head = width;
+    a.q_row = (int64_t)c->n_heads * width;
+    a.o = p->latent.x + at * c->kv_lora;
+    a.o_head = c->kv_lora;
+    a.o_row = (int64_t)c->n_heads * c->kv_lora;
+    cw_attend(&a);
 }
 
 static void attend_grouped(void *ctx, int task, int thread)
@@ -61,21 +82,18 @@ static void attend_grouped(void *ctx, int task, int thread)
     const step *s = ctx;
     cw_pass *p = s->p;
     const cw_model_config *c = &p->e->config;
-    int sharing = c->n_heads / c->n_kv_heads, per_row = c->n_kv_heads * s->n_groups;
-    int row = task / per_row, set = task % per_row / s->n_groups, first = task % s->n_groups * s->group;
-    int n = sharing - first < s->group ? sharing - first : s->group;
-    const cw_kv *kv = &p->rows[row].session->kv;
-    cw_attn_keys keys = {.kv_type = kv->type,
-                         .rows = cw_kv_row(kv, s->layer, 0),
-                         .ld = kv->width,
-                         .k_at = set * c->d_head,
-                         .v_at = (c->n_kv_heads + set) * c->d_head,
-                         .k_dim = c->d_head,
-                         .v_dim = c->d_head,
-                         .scale = c->attn_scale};
-    int64_t at = ((int64_t)row * c->n_heads + set * sharing + first) * c->d_head;
-    cw_attend(p->e->kn, &keys, p->q + at, c->d_head, n, p->rows[row].position + 1, p->o.x + at, c->d_head,
-              scratch_of(p, thread));
+    int sharing = c->n_heads / c->n_kv_heads, per_run = c->n_kv_heads * s->n_groups;
+    int run = p->n_runs - 1 - task / per_run, set = task % per_run / s->n_groups,
+        first = task % s->n_groups * s->group;
+    int64_t at = ((int64_t)p->runs[run] * c->n_heads + set * sharing + first) * c->d_head;
+    cw_attn a = of_run(s, run, thread);
+    a.shape = cw_pass_attn_shape(c, set);
+    a.n_q = sharing - first < s->group ? sharing - first : s->group;
+    a.q = p->q + at;
+    a.o = p->o.x + at;
+    a.q_head = a.o_head = c->d_head;
+    a.q_row = a.o_row = (int64_t)c->n_heads * c->d_head;
+    cw_attend(&a);
 }
 
 /* --- multi-head latent attention --- */
@@ -104,7 +122,7 @@ static void place_latent_row(void *ctx, int row, int thread)
     p->e->kn->rms_norm(kv, kv, s->w->kv_a_norm, c->kv_lora, c->norm_eps);
     cw_rope_apply(kv + c->kv_lora, cos_row, sin_row, half, c->rope_halves);
     const cw_row *r = &p->rows[row];
-    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), 0, kv, width);
+    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), kv);
 
     for (int h = 0; h < c->n_heads; h++) {
         int64_t head = (int64_t)row * c->n_heads + h;
@@ -162,7 +180,7 @@ static cw_status latent_attention(step *s, cw_err *err)
 
     cw_act_begin(&p->latent, p->n);
     choose_groups(s, c->n_heads, 1);
-    cw_pool_run(p->e->pool, attend_latent, s, p->n * s->n_groups);
+    cw_pool_run(p->e->pool, attend_latent, s, p->n_runs * s->n_groups);
 
     cw_act_begin(&p->o, p->n);
     return product_per_head(s, &p->latent, s->w->v_b, p->o.x, c->d_v, p->o.k, err);
@@ -194,7 +212,7 @@ static void place_grouped_row(void *ctx, int row, int thread)
     for (int h = 0; h < c->n_kv_heads; h++)
         cw_rope_apply(k + h * c->d_head, cos_row, sin_row, half, c->rope_halves);
     const cw_row *r = &p->rows[row];
-    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), 0, k, 2 * d_kv);
+    cw_kv_put(p->e->kn, &r->session->kv, cw_kv_row(&r->session->kv, s->layer, r->position), k);
 }
 
 static cw_status grouped_attention(step *s, cw_err *err)
@@ -210,7 +228,7 @@ static cw_status grouped_attention(step *s, cw_err *err)
     cw_pool_run(p->e->pool, place_grouped_row, s, p->n);
     cw_act_begin(&p->o, p->n);
     choose_groups(s, c->n_heads / c->n_kv_heads, c->n_kv_heads);
-    cw_pool_run(p->e->pool, attend_grouped, s, p->n * c->n_kv_heads * s->n_groups);
+    cw_pool_run(p->e->pool, attend_grouped, s, p->n_runs * c->n_kv_heads * s->n_groups);
     return CW_OK;
 }
 

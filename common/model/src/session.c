@@ -14,14 +14,15 @@ cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session
     if (n_ctx < 1 || n_ctx > c->n_ctx_train)
         return CW_FAIL(err, CW_STATUS_INVALID, "a context of %d tokens; this model has at most %d", n_ctx,
                        c->n_ctx_train);
-    bool f32 = opt->kv_type == CW_KV_F32 || (opt->kv_type == CW_KV_AUTO && e->weights.all_f32);
+    cw_kv_type type = opt->kv_type;
+    if (type == CW_KV_AUTO) type = e->weights.all_f32 ? CW_KV_F32 : CW_KV_F16;
 
     cw_session *s = cw_calloc(1, sizeof *s);
     if (!s) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a session");
     s->engine = e;
     s->n_ctx = n_ctx;
-    s->kv = (cw_kv){.type = f32 ? CW_TYPE_F32 : CW_TYPE_F16, .width = cw_kv_width(c), .n_ctx = n_ctx};
-    s->kv.row_bytes = (size_t)s->kv.width * (f32 ? 4 : 2);
+    s->kv = (cw_kv){.type = type, .width = cw_kv_width(c), .n_ctx = n_ctx};
+    s->kv.row_bytes = cw_kv_row_bytes(type, s->kv.width);
     /* Bounded by the configuration: 512 layers x 2^24 positions x 2^19 values x 4 bytes stays below 2^55. */
     size_t kv_bytes = (size_t)c->n_layers * (size_t)n_ctx * s->kv.row_bytes;
     size_t token_bytes = ((size_t)n_ctx * sizeof *s->tokens + 63) & ~(size_t)63;
@@ -57,7 +58,7 @@ int cw_session_n_ctx(const cw_session *s)
 
 cw_kv_type cw_session_kv_type(const cw_session *s)
 {
-    return s->kv.type == CW_TYPE_F32 ? CW_KV_F32 : CW_KV_F16;
+    return s->kv.type;
 }
 
 const int32_t *cw_session_tokens(const cw_session *s, int *n_past)

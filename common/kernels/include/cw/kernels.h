@@ -58,6 +58,11 @@ struct cw_kernels {
     /* Rounded to nearest even, subnormals kept; and back, exactly. */
     void (*f32_to_f16)(uint16_t *y, const float *x, int64_t n);
     void (*f16_to_f32)(float *y, const uint16_t *x, int64_t n);
+    /* y[i] = s[i / 32] * (float)q[i]: a row of A8 read back. n a multiple of 32; s as aligned as a float. Not
+     * in the fingerprint: it serves the 8-bit KV cache, which never leaves a process. */
+    void (*a8_to_f32)(float *y, const int8_t *q, const float *s, int64_t n);
+    /* y[i] = y[i] / d. */
+    void (*div)(float *y, float d, int64_t n);
 
     /*
      * Attention over one tile of keys. kv_type is CW_TYPE_F32 or CW_TYPE_F16, as the cache stores rows; ldk
@@ -122,4 +127,4 @@ CW_MUST_USE bool cw_a8_quantise_rows(cw_pool *pool, const cw_kernels *kn, cw_a8 
 void cw_softmax_merge(const cw_kernels *kn, float *max, float *sum, float *o, float max_t, float sum_t,
                       const float *o_t, int64_t n);
 /* o[i] = o[i] / sum. */
-void cw_softmax_finish(float *o, float sum, int64_t n);
+void cw_softmax_finish(const cw_kernels *kn, float *o, float sum, int64_t n);

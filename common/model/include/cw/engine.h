@@ -59,11 +59,11 @@ int cw_engine_max_rows(const cw_engine *e);
 /* Packed weights held, bytes. */
 size_t cw_engine_weight_bytes(const cw_engine *e);
 
-typedef enum { CW_KV_AUTO, CW_KV_F32, CW_KV_F16 } cw_kv_type;
+typedef enum { CW_KV_AUTO, CW_KV_F32, CW_KV_F16, CW_KV_Q8 } cw_kv_type;
 
 typedef struct {
     int n_ctx;          /* 0: the smaller of what the file says and 8192 */
-    cw_kv_type kv_type; /* auto: f32 for a model of f32 weights, else f16 */
+    cw_kv_type kv_type; /* auto: f32 for a model of f32 weights, else f16; q8: 1.125 bytes a value */
 } cw_session_options;
 
 /* `opt` may be NULL. Address space for n_ctx positions is reserved; memory is taken as positions are filled.
