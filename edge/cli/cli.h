@@ -14,8 +14,9 @@ const char *cli_mode_name(cli_mode m);
 typedef struct {
     /* model */
     const char *model, *fallback;
-    int isa; /* 0: best, else cw_isa + 1 */
-    int kv;  /* cw_kv_type */
+    int isa;          /* 0: best, else cw_isa + 1 */
+    int kv;           /* cw_kv_type */
+    int prefill_form; /* cw_prefill */
     int64_t ctx, threads, chunk;
     const char *groups;
     /* mainland */
@@ -29,10 +30,12 @@ typedef struct {
     double temp, top_p, min_p, repeat_penalty;
     /* logits */
     const char *tokens, *after, *out;
+    /* perplexity */
+    const char *file;
     /* tokenize */
     bool special, decode;
     /* bench */
-    const char *prefill, *thread_list, *batch;
+    const char *prompts, *thread_list, *batch;
     int64_t generate, depth, rounds;
     bool memory, kernels, wire;
     uint64_t memory_size;
@@ -45,6 +48,7 @@ int cli_chat(const cli_options *o, const cw_parsed *p);
 int cli_logits(const cli_options *o, const cw_parsed *p);
 int cli_tokenize(const cli_options *o, const cw_parsed *p);
 int cli_inspect(const cli_options *o, const cw_parsed *p);
+int cli_perplexity(const cli_options *o, const cw_parsed *p);
 int cli_bench(const cli_options *o, const cw_parsed *p);
 
 /* "causeway: sentence" on stderr; returns 1, or 2 for wrong usage. */

@@ -196,7 +196,7 @@ static cw_status check(cli_bench_run *b, cw_err *err)
 {
     const cli_options *o = b->o;
     CW_TRY(read_list(o->thread_list, "--threads", CW_POOL_MAX_THREADS, &b->threads, &b->n_threads, err));
-    CW_TRY(read_list(o->prefill, "--prefill", 1 << 20, &b->prefill, &b->n_prefill, err));
+    CW_TRY(read_list(o->prompts, "--prompts", 1 << 20, &b->prefill, &b->n_prefill, err));
     CW_TRY(read_list(o->batch, "--batch", 4096, &b->batch, &b->n_batch, err));
     for (size_t i = 0; i < b->n_batch; i++)
         if (b->batch[i] == 0) return CW_FAIL(err, CW_STATUS_INVALID, "--batch: 0 sessions decode nothing");

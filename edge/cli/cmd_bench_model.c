@@ -39,7 +39,7 @@ static void unload(loaded *l)
 
 static int most_rows(const cli_bench_run *b)
 {
-    int rows = b->o->chunk ? (int)b->o->chunk : 256;
+    int rows = b->o->chunk ? (int)b->o->chunk : b->o->prefill_form == CW_PREFILL_EXPANDED ? 1024 : 256;
     for (size_t i = 0; i < b->n_batch; i++)
         if (b->batch[i] > rows) rows = b->batch[i];
     return rows;
@@ -150,7 +150,7 @@ static cw_status measure(cli_bench_run *b, cw_pool *pool, cw_bench_memory *memor
     cw_bench_case *cases = cw_calloc(b->n_prefill + 2 * b->n_batch, sizeof *cases);
     if (!cases) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     int n = plan(b, cases);
-    cw_session_options so = {.n_ctx = (int)b->o->ctx, .kv_type = (cw_kv_type)b->o->kv};
+    cw_session_options so = cli_session_options(b->o);
     cw_status s = n > 0 ? cw_bench_model_new(l->e, &so, cases, n, &m, err)
                         : CW_FAIL(err, CW_STATUS_INVALID, "neither -p nor -n asks for anything");
     if (s == CW_OK) s = rounds(b, pool, memory, m, cases, n, err);

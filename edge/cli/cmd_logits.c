@@ -108,7 +108,8 @@ static cw_status with_engine(const cli_options *o, job *j, const cw_gguf *g, cw_
     j->n_vocab = cw_engine_config(e)->n_vocab;
     j->chunk = cw_engine_max_rows(e);
     int need = (int)j->n_tokens, ctx = o->ctx ? (int)o->ctx : 0;
-    cw_session_options so = {.n_ctx = ctx ? ctx : need, .kv_type = (cw_kv_type)o->kv};
+    cw_session_options so = cli_session_options(o);
+    so.n_ctx = ctx ? ctx : need;
     if (st == CW_OK) st = cw_session_new(e, &so, &s, err);
     if (st == CW_OK) {
         j->out = fopen(o->out, "wb");

@@ -8,8 +8,13 @@ static const struct {
     const char *name;
     int (*run)(const cli_options *, const cw_parsed *);
 } commands[] = {
-    {"run", cli_run},           {"chat", cli_chat},       {"logits", cli_logits},
-    {"tokenize", cli_tokenize}, {"inspect", cli_inspect}, {"bench", cli_bench},
+    {"run", cli_run},
+    {"chat", cli_chat},
+    {"logits", cli_logits},
+    {"tokenize", cli_tokenize},
+    {"inspect", cli_inspect},
+    {"bench", cli_bench},
+    {"perplexity", cli_perplexity},
 };
 
 int main(int argc, char **argv)

@@ -26,6 +26,10 @@ static const cw_option session_rows[] = {
      "context in tokens; 0: what the file says, at most 8192"},
     {"kv", 0, CW_OPT_ENUM, AT(kv), NULL, "auto|f32|f16|q8", 0, 0, "auto", NULL, NULL, 0,
      "type of the KV cache; auto: f32 for f32 weights, else f16; q8: 8 bit, a little more than half of f16"},
+    {"prefill", 0, CW_OPT_ENUM, AT(prefill_form), NULL, "absorbed|expanded", 0, 0, "absorbed", NULL, NULL, 0,
+     "how a long prompt attends; expanded is faster for thousands of tokens, needs OpenBLAS, and its bits "
+     "are "
+     "not promised"},
     {0},
 };
 
@@ -102,6 +106,19 @@ static const cw_option logits_rows[] = {
     {0},
 };
 
+static const cw_option perplexity_rows[] = {
+    {"file", 'f', CW_OPT_STRING, AT(file), "FILE|-", NULL, 0, 0, NULL, NULL, "Perplexity",
+     CW_OPT_REQUIRED | CW_OPT_NO_ENV,
+     "the text; of a .jsonl file every line is a text: its \"text\", or \"prompt\" and \"reference\" "
+     "together"},
+    {"chunk", 0, CW_OPT_INT, AT(chunk), "N", NULL, 0, 1 << 12, "0", NULL, NULL, 0,
+     "tokens in one pass, 0: 256"},
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV, "one JSON object"},
+    {"quiet", 'q', CW_OPT_FLAG, AT(quiet), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "no progress on stderr"},
+    {0},
+};
+
 static const cw_option tokenize_rows[] = {
     {"special", 0, CW_OPT_FLAG, AT(special), NULL, NULL, 0, 0, NULL, NULL, "Tokenize", CW_OPT_NO_ENV,
      "recognise special tokens in the text and add those the model begins with; with --decode, print them"},
@@ -117,7 +134,7 @@ static const cw_option inspect_rows[] = {
 };
 
 static const cw_option bench_rows[] = {
-    {"prefill", 'p', CW_OPT_STRING, AT(prefill), "LIST", NULL, 0, 0, "128,512", NULL, "Bench", CW_OPT_NO_ENV,
+    {"prompts", 'p', CW_OPT_STRING, AT(prompts), "LIST", NULL, 0, 0, "128,512", NULL, "Bench", CW_OPT_NO_ENV,
      "prompts of these many tokens; 0: none"},
     {"generate", 'n', CW_OPT_INT, AT(generate), "N", NULL, 0, 1 << 20, "32", NULL, NULL, CW_OPT_NO_ENV,
      "decode steps; 0: none"},
@@ -177,6 +194,20 @@ static const cw_command commands[] = {
      "For tests and comparisons. With --join the experts run on the cluster; the bits are the same.",
      "  causeway logits -m model.gguf --tokens 1,5,9 --after 1,3 --out rows.f32",
      {logits_rows, model_rows, threads_rows, session_rows, mainland_rows},
+     0,
+     0,
+     NULL},
+    {"perplexity",
+     "-f FILE [-m MODEL] [--kv TYPE] [--prefill FORM] [--ctx N] [options]",
+     "how well a model foresees a text",
+     "Prints e to the mean loss of a token, and how often the likeliest token was the right one. The text is "
+     "cut\n"
+     "into windows of --ctx tokens (512 unless told), each standing alone; special tokens in it count as "
+     "such.\n"
+     "Run it twice to see what a type of the KV cache costs.",
+     "  causeway perplexity -m model.gguf -f text.txt --ctx 2048\n"
+     "  causeway perplexity -f deploy/demo/eval/prompts.jsonl --kv q8",
+     {perplexity_rows, model_rows, threads_rows, session_rows, mainland_rows},
      0,
      0,
      NULL},

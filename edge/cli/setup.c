@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, DRAFT_TOKENS = 4 };
+enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, DRAFT_TOKENS = 4, EXPANDED_ROWS = 1024 };
 
 cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
 {
@@ -52,8 +52,16 @@ cw_status cli_engine_options(const cli_options *o, cw_engine_role role, cw_pool 
 {
     *out = (cw_engine_options){
         .role = role, .pool = pool, .n_threads = (int)o->threads, .max_rows = (int)o->chunk};
+    /* The keys of a pass are made once for all its rows. */
+    if (!out->max_rows && o->prefill_form == CW_PREFILL_EXPANDED) out->max_rows = EXPANDED_ROWS;
     CW_TRY(pick_kernels(o, &out->kernels, err));
     return cli_model_options(o, &out->model, err);
+}
+
+cw_session_options cli_session_options(const cli_options *o)
+{
+    return (cw_session_options){
+        .n_ctx = (int)o->ctx, .kv_type = (cw_kv_type)o->kv, .prefill = (cw_prefill)o->prefill_form};
 }
 
 /* What is being waited for: a progress bar where bytes are known, else a line when the sentence changes. */
@@ -111,7 +119,7 @@ static cw_status open_speaker(const cli_options *o, cw_pool *pool, const char *p
 {
     cw_speaker_options so = {.path = path, .progress = !o->quiet};
     CW_TRY(cli_engine_options(o, role, pool, &so.engine, err));
-    so.session = (cw_session_options){.n_ctx = (int)o->ctx, .kv_type = (cw_kv_type)o->kv};
+    so.session = cli_session_options(o);
     return cw_speaker_open(&so, out, err);
 }
 

@@ -38,6 +38,8 @@ CW_MUST_USE cw_status cli_model_options(const cli_options *o, cw_model_options *
 /* --isa, --threads, --chunk; `pool` may be NULL. */
 CW_MUST_USE cw_status cli_engine_options(const cli_options *o, cw_engine_role role, cw_pool *pool,
                                          cw_engine_options *out, cw_err *err);
+/* --ctx, --kv, --prefill. */
+cw_session_options cli_session_options(const cli_options *o);
 /* Enters the cluster with --join for an edge engine and gives it the cluster's experts. */
 CW_MUST_USE cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wait_ms,
                                cw_mainland **out, cw_err *err);

@@ -121,16 +121,20 @@ static inline float v16_fold_max(v16 v)
  * third of the instructions. At the end quarter h of the register holds head h, its keys in the order the
  * last two steps want them to come.
  */
-static inline void store_folds(float *s, int64_t lds, v16 acc[QK_H][QK_K], float scale)
+static ALWAYS_INLINE void store_folds(float *s, int64_t lds, v16 acc[QK_H][QK_K], float scale)
 {
     v16 r8[2][QK_K], r4[QK_K], r2[2];
+#pragma GCC unroll 2
     for (int h = 0; h < 2; h++) /* heads h (lanes 0..7 of the result) and h + 2 (8..15) */
+#pragma GCC unroll 4
         for (int j = 0; j < QK_K; j++)
             r8[h][j] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[h][j], acc[h + 2][j], 0x44),
                                      _mm512_shuffle_f32x4(acc[h][j], acc[h + 2][j], 0xee));
+#pragma GCC unroll 4
     for (int j = 0; j < QK_K; j++) /* quarters: heads 0, 2, 1, 3 */
         r4[j] = _mm512_add_ps(_mm512_shuffle_f32x4(r8[0][j], r8[1][j], 0x88),
                               _mm512_shuffle_f32x4(r8[0][j], r8[1][j], 0xdd));
+#pragma GCC unroll 2
     for (int j = 0; j < 2; j++) { /* pairs: keys j, j + 2 */
         __m512d a = _mm512_castps_pd(r4[j]), b = _mm512_castps_pd(r4[j + 2]);
         r2[j] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),

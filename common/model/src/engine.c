@@ -84,6 +84,7 @@ void cw_engine_close(cw_engine **engine)
 {
     if (!engine || !*engine) return;
     cw_engine *e = *engine;
+    cw_expanded_free(&e->expanded);
     cw_pass_free(&e->pass[0]);
     cw_pass_free(&e->pass[1]);
     cw_experts_free(&e->local);
@@ -218,9 +219,11 @@ cw_status cw_engine_forward(cw_engine *e, const cw_batch_item *items, int n_item
     CW_TRY(make_rows(e, items, n_items, &n, err));
     cw_fp_setup();
     cw_phase_begin(e, n);
-    cw_status s =
-        e->pass[1] && n >= CW_OVERLAP_ROWS ? run_two(e, n, cancel, err) : run_one(e, n, cancel, err);
+    bool two = e->pass[1] && n >= CW_OVERLAP_ROWS;
+    cw_status s = two ? run_two(e, n, cancel, err) : run_one(e, n, cancel, err);
     cw_phase_end(e);
+    /* Either half may have been: then the whole item counts as that. */
+    bool expanded = e->pass[0]->is_expanded || (two && e->pass[1]->is_expanded);
     if (s != CW_OK) {
         for (int i = 0; i < 2; i++)
             if (e->pass[i]) cw_pass_abandon(e->pass[i]);
@@ -231,6 +234,9 @@ cw_status cw_engine_forward(cw_engine *e, const cw_batch_item *items, int n_item
         memcpy(session->tokens + session->n_past, items[i].tokens,
                (size_t)items[i].n_tokens * sizeof(int32_t));
         session->n_past += items[i].n_tokens;
+        if (expanded && session->prefill == CW_PREFILL_EXPANDED &&
+            session->exact > session->n_past - items[i].n_tokens)
+            session->exact = session->n_past - items[i].n_tokens;
     }
     return CW_OK;
 }

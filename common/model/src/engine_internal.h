@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "cw/engine.h"
 #include "cw/phases.h"
+#include "expanded.h"
 #include "kv.h"
 #include "weights.h"
 
@@ -50,6 +51,7 @@ struct cw_engine {
     cw_row *rows;     /* [max_rows] of the forward in progress */
     cw_phase_clock clock;
     cw_attn_plan attn_plan;
+    cw_expanded *expanded; /* from the first session that asks for it on */
 };
 
 struct cw_session {
@@ -59,6 +61,8 @@ struct cw_session {
     cw_kv kv;
     cw_arena *arena; /* tokens and kv */
     bool in_batch;   /* while a forward checks its items */
+    cw_prefill prefill;
+    int exact; /* positions before this one are under the promise of equal bits */
 };
 
 /* --- pass.c: the rows of one (half-)batch on their way through the layers --- */
@@ -86,6 +90,7 @@ struct cw_pass {
     float *attn_scratch; /* [threads, attn_plan.floats] */
     int32_t *runs;       /* [n_runs + 1] first rows of runs of one session's consecutive positions */
     int n_runs;
+    bool is_expanded;  /* of the rows in hand, see expanded.h */
     cw_a8 *head_views; /* [n_heads] */
     cw_mm *mm;         /* [n_heads + 2] */
     /* feed-forward */

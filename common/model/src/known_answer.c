@@ -1,6 +1,7 @@
 /*
- * Known answers; see cw/known_answer.h. The row is made of small integers and one scale that is a power of two, so it is the
- * same f32 values wherever it is made: A8 layers take them as they are, f32 layers as products.
+ * Known answers; see cw/known_answer.h. The row is made of small integers and one scale that is a power of
+ * two, so it is the same f32 values wherever it is made: A8 layers take them as they are, f32 layers as
+ * products.
  */
 #include "cw/known_answer.h"
 
@@ -31,21 +32,27 @@ static bool fill(int d, float *x, cw_a8 *a8)
     return true;
 }
 
-static cw_status run(const cw_kernels *kn, const cw_expert *e, const cw_expert_shape *shape, cw_expert_scratch *scratch, uint8_t *mem,
-                     size_t a8_bytes, uint8_t out[CW_KNOWN_ANSWER_BYTES], cw_err *err)
+static cw_status run(const cw_kernels *kn, const cw_expert *e, const cw_expert_shape *shape,
+                     cw_expert_scratch *scratch, uint8_t *mem, size_t a8_bytes,
+                     uint8_t out[CW_KNOWN_ANSWER_BYTES], cw_err *err)
 {
     size_t d = (size_t)shape->d_model;
-    bool is_a8 = cw_expert_rows_kind(shape) == CW_ROWS_A8, f16 = cw_expert_reply_kind(shape) == CW_REPLY_ROWS_F16;
+    bool is_a8 = cw_expert_rows_kind(shape) == CW_ROWS_A8,
+         f16 = cw_expert_reply_kind(shape) == CW_REPLY_ROWS_F16;
     float *x = (float *)(mem + a8_bytes), *y = x + d;
     cw_a8 a8;
     if (is_a8) cw_a8_init(&a8, 1, shape->d_model, mem);
     CW_ASSERT(fill(shape->d_model, x, is_a8 ? &a8 : NULL));
     int8_t exponent = 0;
     cw_expert_job job = {.expert = e, .n_rows = 1};
-    if (is_a8) job.a8 = &a8;
-    else job.x = x;
-    if (f16) job.f16 = (uint16_t *)y;
-    else job.f32 = y;
+    if (is_a8)
+        job.a8 = &a8;
+    else
+        job.x = x;
+    if (f16)
+        job.f16 = (uint16_t *)y;
+    else
+        job.f32 = y;
     job.e = &exponent;
     cw_status s = cw_expert_run(kn, NULL, &job, 1, scratch, err);
     if (s != CW_OK && s != CW_STATUS_NUMERIC) return s;
@@ -61,8 +68,8 @@ static cw_status run(const cw_kernels *kn, const cw_expert *e, const cw_expert_s
     return CW_OK;
 }
 
-cw_status cw_expert_known_answer(const cw_kernels *kn, cw_expert_set *set, int layer, int expert, cw_expert_scratch *scratch,
-                                 uint8_t out[CW_KNOWN_ANSWER_BYTES], cw_err *err)
+cw_status cw_expert_known_answer(const cw_kernels *kn, cw_expert_set *set, int layer, int expert,
+                                 cw_expert_scratch *scratch, uint8_t out[CW_KNOWN_ANSWER_BYTES], cw_err *err)
 {
     const cw_expert *e = cw_expert_set_acquire(set, layer, expert);
     if (!e) return CW_FAIL(err, CW_STATUS_NOT_HERE, "expert %d of layer %d is not loaded", expert, layer);
@@ -73,8 +80,9 @@ cw_status cw_expert_known_answer(const cw_kernels *kn, cw_expert_set *set, int l
         a8_bytes = (a8_bytes + 63) / 64 * 64;
         mem = cw_aligned_calloc(a8_bytes + (size_t)shape->d_model * 8, 1);
     }
-    cw_status s = mem ? run(kn, e, shape, scratch, mem, a8_bytes, out, err)
-                      : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a test row of %d values", shape->d_model);
+    cw_status s =
+        mem ? run(kn, e, shape, scratch, mem, a8_bytes, out, err)
+            : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a test row of %d values", shape->d_model);
     cw_free(mem);
     cw_expert_release(e);
     return s;

@@ -194,6 +194,7 @@ void cw_pass_start(cw_pass *p, const cw_row *rows, int n, const atomic_bool *can
     p->cancel = cancel;
     CW_ASSERT(!p->waiting && n >= 1 && n <= p->e->max_rows);
     find_runs(p);
+    p->is_expanded = cw_pass_is_expanded(p);
     for (int i = 0; i < n; i++) {
         cw_weights_embed(&p->e->weights, rows[i].token, p->x + (int64_t)i * c->d_model, p->embd_row);
         int64_t at = (int64_t)i * (c->d_rope / 2);

@@ -176,6 +176,10 @@ static cw_status latent_attention(step *s, cw_err *err)
 
     cw_act_begin(&p->q_nope, p->n);
     cw_pool_run(p->e->pool, place_latent_row, s, p->n);
+    if (p->is_expanded) {
+        cw_pass_attend_expanded(p, s->layer);
+        return CW_OK;
+    }
     CW_TRY(product_per_head(s, &p->q_nope, s->w->k_b, p->q_abs, width, (int64_t)c->n_heads * width, err));
 
     cw_act_begin(&p->latent, p->n);

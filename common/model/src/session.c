@@ -2,6 +2,7 @@
  * session's memory is one arena of reserved address space. */
 #include "engine_internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session **out, cw_err *err)
@@ -17,10 +18,15 @@ cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session
     cw_kv_type type = opt->kv_type;
     if (type == CW_KV_AUTO) type = e->weights.all_f32 ? CW_KV_F32 : CW_KV_F16;
 
+    bool expanded = opt->prefill == CW_PREFILL_EXPANDED && c->mla;
+    if (expanded && !e->expanded) CW_TRY(cw_expanded_new(e, &e->expanded, err));
+
     cw_session *s = cw_calloc(1, sizeof *s);
     if (!s) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a session");
     s->engine = e;
     s->n_ctx = n_ctx;
+    s->prefill = expanded ? CW_PREFILL_EXPANDED : CW_PREFILL_ABSORBED;
+    s->exact = n_ctx;
     s->kv = (cw_kv){.type = type, .width = cw_kv_width(c), .n_ctx = n_ctx};
     s->kv.row_bytes = cw_kv_row_bytes(type, s->kv.width);
     /* Bounded by the configuration: 512 layers x 2^24 positions x 2^19 values x 4 bytes stays below 2^55. */
@@ -61,6 +67,18 @@ cw_kv_type cw_session_kv_type(const cw_session *s)
     return s->kv.type;
 }
 
+bool cw_session_is_exact(const cw_session *s)
+{
+    return s->exact >= s->n_past;
+}
+
+void cw_session_identity(const cw_session *s, char line[CW_SESSION_IDENTITY_MAX])
+{
+    static const char *const kv[] = {[CW_KV_F32] = "f32", [CW_KV_F16] = "f16", [CW_KV_Q8] = "q8"};
+    snprintf(line, CW_SESSION_IDENTITY_MAX, "arithmetic %u, kv %s%s", CW_ARITHMETIC_ID, kv[s->kv.type],
+             s->prefill == CW_PREFILL_EXPANDED ? ", prefill expanded" : "");
+}
+
 const int32_t *cw_session_tokens(const cw_session *s, int *n_past)
 {
     if (n_past) *n_past = s->n_past;
@@ -71,6 +89,7 @@ void cw_session_rewind(cw_session *s, int n_past)
 {
     CW_ASSERT(n_past >= 0 && n_past <= s->n_past);
     s->n_past = n_past; /* what lies behind is overwritten before it is read */
+    if (n_past <= s->exact) s->exact = s->n_ctx;
 }
 
 cw_status cw_session_eval(cw_session *s, const int32_t *tokens, int n, float *logits,

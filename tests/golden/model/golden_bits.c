@@ -77,6 +77,8 @@ static void chunking_does_not_change_a_bit(void **state)
         outcome want = reference(models[m], CW_KV_AUTO);
         for (size_t i = 0; i < CW_ARRAY_LEN(chunks); i++)
             expect_same(models[m], "chunk", chunks[i], want, run(models[m], NULL, chunks[i], CW_KV_AUTO));
+        expect_same(models[m], "chunk, 8-bit cache,", 7, reference(models[m], CW_KV_Q8),
+                    run(models[m], &(golden_options){.n_threads = 3}, 7, CW_KV_Q8));
     }
 }
 

@@ -61,13 +61,22 @@ size_t cw_engine_weight_bytes(const cw_engine *e);
 
 typedef enum { CW_KV_AUTO, CW_KV_F32, CW_KV_F16, CW_KV_Q8 } cw_kv_type;
 
+/*
+ * How the rows of a long prompt attend (multi-head latent attention only; elsewhere it changes nothing).
+ * EXPANDED makes every head's keys and values and multiplies with OpenBLAS: less work where many rows share a
+ * pass, but outside the promise above. What is computed so is near the absorbed form, not equal to it, and
+ * may differ with chunking and machine.
+ */
+typedef enum { CW_PREFILL_ABSORBED, CW_PREFILL_EXPANDED } cw_prefill;
+
 typedef struct {
     int n_ctx;          /* 0: the smaller of what the file says and 8192 */
     cw_kv_type kv_type; /* auto: f32 for a model of f32 weights, else f16; q8: 1.125 bytes a value */
+    cw_prefill prefill;
 } cw_session_options;
 
 /* `opt` may be NULL. Address space for n_ctx positions is reserved; memory is taken as positions are filled.
- */
+ * UNSUPPORTED: prefill EXPANDED without OpenBLAS on this machine. */
 CW_MUST_USE cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session **out,
                                      cw_err *err);
 void cw_session_free(cw_session **s);
@@ -75,6 +84,16 @@ void cw_session_free(cw_session **s);
 cw_engine *cw_session_engine(const cw_session *s);
 int cw_session_n_ctx(const cw_session *s);
 cw_kv_type cw_session_kv_type(const cw_session *s); /* never AUTO */
+/* Whether every KV row it holds is under the promise of equal bits: no part of it was prefilled in expanded
+ * form. */
+bool cw_session_is_exact(const cw_session *s);
+/*
+ * What its bits depend on beside model and tokens, as a line: "arithmetic 2, kv f16" and, for a session that
+ * asked for it, ", prefill expanded". Two sessions may be expected to agree to the bit when their lines are
+ * equal and both are exact.
+ */
+enum { CW_SESSION_IDENTITY_MAX = 80 };
+void cw_session_identity(const cw_session *s, char line[CW_SESSION_IDENTITY_MAX]);
 /* Tokens whose KV rows are valid, oldest first; borrowed until the session changes. */
 const int32_t *cw_session_tokens(const cw_session *s, int *n_past);
 /* Forgets everything from position n_past on. n_past at most the present one. */
