@@ -249,7 +249,10 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
     h->service_us =
         h->service_us ? (uint32_t)((7 * (uint64_t)h->service_us + v->service_us) / 8) : v->service_us;
     int64_t delay = e->now_us - p->sent_us - v->queue_us - v->service_us;
-    if (delay > 0 && p->bytes < CW_CALL_TARGET_BYTES / 8) link_learn(&h->delay_us, (double)delay);
+    /* A worker that slept meanwhile says nothing of its link. */
+    bool slept = h->back_us >= p->sent_us;
+    if (delay > 0 && !p->overdue && p->bytes < CW_CALL_TARGET_BYTES / 8)
+        link_learn(&h->delay_us, (double)delay);
     /* A call of many rows is bound by computing, one of few by reading weights. */
     bool small = p->n_rows <= 4 || h->us_per_byte <= 0;
     if (p->cost && v->service_us && small)
@@ -260,7 +263,7 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
      * done in 2 ms is not what limits anything. */
     double carry_us = (double)delay - h->delay_us;
     double rate = (double)p->ahead_bytes * 1e6 / (carry_us > 2000 ? carry_us : 2000);
-    if (p->ahead_bytes >= 16384 && (h->bytes_per_s > 0 || carry_us > 2000))
+    if (p->ahead_bytes >= 16384 && (h->bytes_per_s > 0 ? !slept : carry_us > 2000))
         h->bytes_per_s = rate > h->bytes_per_s ? rate : 0.9 * h->bytes_per_s + 0.1 * rate;
 }
 

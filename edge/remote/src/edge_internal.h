@@ -127,6 +127,7 @@ struct home {
     int64_t queue_us, queue_at_us; /* how long calls waited there lately, and when that was learnt */
     int64_t silent_since_us;       /* 0, or: late at that time, and not a word since */
     int64_t suspect_since_us;      /* 0, or: late thrice in a row */
+    int64_t back_us;               /* when it spoke again last */
     int64_t probe_us, busy_until_us;
     uint32_t late_run;
     bool hung; /* silent for too long; what was queued has gone elsewhere */

@@ -104,7 +104,8 @@ static int64_t late_at_us(const cw_edge *e, const home *h, const piece *p)
 {
     int64_t after = late_after_us(e, h, p->cost);
     if (is_prefill(p) && after < PREFILL_US) after = PREFILL_US;
-    return began_us(h, p) + after + late_queue_us(e, h);
+    double carry_us = h->bytes_per_s > 0 ? (double)p->ahead_bytes * 1e6 / h->bytes_per_s : 0;
+    return began_us(h, p) + after + late_queue_us(e, h) + (int64_t)carry_us;
 }
 
 void late_sent(cw_edge *e, home *h, piece *p, cw_outbox *out)
@@ -136,7 +137,7 @@ bool home_is_late(const home *h)
 
 void late_heard(cw_edge *e, home *h)
 {
-    (void)e;
+    if (h->silent_since_us) h->back_us = e->now_us;
     h->silent_since_us = 0;
     h->hung = false;
 }

@@ -129,6 +129,7 @@ static void measure(cw_edge *e, home *h, const Cw__Pb__Pong *p)
     int64_t rtt = e->now_us - (int64_t)p->t_us;
     if (rtt < 0 || rtt > 60000000) return; /* an answer to nothing we asked */
     late_pong(e, h, rtt, (int64_t)p->t_us);
+    if ((int64_t)p->t_us < h->back_us) return; /* it slept meanwhile: that is not the link's delay */
     link_learn(&h->delay_us, (double)rtt);
     h->rtt_us = h->rtt_us ? (uint32_t)((3 * (int64_t)h->rtt_us + rtt) / 4) : (uint32_t)rtt;
 }

@@ -106,7 +106,8 @@ uint8_t *er_epoch(edge_rig *x, uint64_t term, uint64_t number, size_t *n)
         cw__pb__epoch_worker__init(&w[i]);
         snprintf(name[i], sizeof name[i], "w%d", i);
         snprintf(address[i], sizeof address[i], "tcp://127.0.0.1:%d", 6000 + i);
-        w[i].id = (uint32_t)i + 1, w[i].name = name[i], w[i].address = address[i], w[i].speed = x->speed[i];
+        w[i].id = (uint32_t)i + (x->first_id ? x->first_id : 1), w[i].name = name[i],
+        w[i].address = address[i], w[i].speed = x->speed[i];
         w[i].key = (ProtobufCBinaryData){CW_KEY_BYTES, x->worker[i].b};
         for (int l = 1; l < LAYERS; l++) {
             cw__pb__layer_set__init(&s[i][l]);
@@ -227,6 +228,8 @@ void er_submit(edge_rig *x, uint32_t layer, uint32_t n_rows, uint8_t mask)
                                .x = x->x,
                                .ld = D,
                                .entries = x->entries,
+                               .klass = x->next_class,
+                               .stream = x->next_stream,
                                .deadline_us = x->r.now_us + 30000000,
                                .f16 = x->f16,
                                .e = x->exp,
@@ -274,8 +277,11 @@ void er_reply(edge_rig *x, int w, cw_action *call)
         mem[1][i] = (uint8_t)e.expert;
     }
     if (!f16) cw_free(mem[1]);
+    if (x->lies[w]) mem[0][0] ^= 1;
+    if (x->lies[w] > 0) x->lies[w]--;
     Cw__Pb__Reply r = CW__PB__REPLY__INIT;
-    r.id = v.id, r.kind = v.reply, r.n = v.n_entries, r.service_us = 100;
+    r.id = v.id, r.kind = v.reply, r.n = v.n_entries, r.queue_us = x->queue_us[w];
+    r.service_us = x->service_us ? x->service_us : 100;
     ENV(env, REPLY, reply, &r);
     rig_message(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w], &env, f, f16 ? 2 : 1);
     cw_msg_free(&m);

@@ -20,8 +20,13 @@ typedef struct {
     cw_link co, link[WORKERS];     /* as opened last */
     uint8_t sets[WORKERS][LAYERS]; /* what the next epoch says */
     float speed[WORKERS];
+    int lies[WORKERS];          /* replies with one bit turned, from now on; negative: all, always the same */
+    uint32_t queue_us[WORKERS]; /* told in replies */
+    uint32_t service_us;        /* [100] */
     int n_workers;
-    int64_t ticket_ms; /* life of the next ticket */
+    int64_t ticket_ms;              /* life of the next ticket */
+    Cw__Pb__CallClass next_class;   /* of the next request */
+    uint32_t next_stream, first_id; /* first_id: the epoch's id of worker[0], [1] */
     /* role actions seen */
     int n_done, n_saved, n_enrolled, refused;
     cw_edge_request *done;
