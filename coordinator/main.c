@@ -13,6 +13,7 @@
 
 typedef struct {
     const char *state, *model, *fallback, *listen, *advertise, *store_listen, *store_advertise, *metrics;
+    int log_level;
     uint64_t store_rate;
     int64_t max_workers, max_edges, max_edges_per_token;
     bool json, no_wait;
@@ -52,6 +53,8 @@ static const cw_option serve_rows[] = {
      "edges connected at once"},
     {"max-edges-per-token", 0, CW_OPT_INT, AT(max_edges_per_token), "N", NULL, 0, 100000, "256", NULL, NULL,
      0, "edges connected at once through one join string; 0: any number"},
+    {"log-level", 0, CW_OPT_ENUM, AT(log_level), NULL, "error|warn|info|debug", 0, 0, "warn", NULL, "Log", 0,
+     "how much is told on standard error; info: everybody who comes and goes, every move"},
     {0},
 };
 
@@ -197,6 +200,7 @@ static const cw_program program = {
 static cw_status serve(const options *o, cw_err *err)
 {
     CW_TRY(cw_signal_install(err));
+    cw_log_set_level((cw_log_level)o->log_level);
     shell_options s = {.model = o->model,
                        .fallback = o->fallback,
                        .listen = o->listen,

@@ -228,6 +228,7 @@ static ProtobufCBinaryData make_ticket(cw_coordinator *c, const member *m, int64
     memcpy(t.cluster, c->cfg.cluster_id, sizeof t.cluster);
     memcpy(t.model_digest, c->cfg.model_digest, sizeof t.model_digest);
     ProtobufCBinaryData out = {0, NULL};
+    count_add(COUNT_TICKETS, 1);
     if (cw_ticket_sign(c->cfg.signer, &t, &out.data, &out.len, NULL) != CW_OK) c->failed = true;
     return out;
 }
@@ -364,11 +365,13 @@ void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out)
     if (v.code != 0) {
         CW_LOG_W("coordinator", "refused role=%s name=\"%s\" why=\"%s\"", role_name(h->role), h->name,
                  v.text);
+        count_add(COUNT_REFUSED, 1);
         send_refusal(out, link, v.code, v.text, v.retry_ms);
         cw_close(out, link, v.text);
         link_remove(c, link);
         return;
     }
+    count_add(COUNT_ADMITTED, 1);
     if (m->link) part_with(c, m, ev->now_us, "a newer connection of the same key took this one's place", out);
     set_name(c, m, h->name, is_new);
     m->link = link;

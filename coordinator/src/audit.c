@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "coordinator_internal.h"
-#include "cw/counters.h"
 #include "cw/log.h"
 #include "cw/mem.h"
 
@@ -27,25 +26,6 @@ enum {
     REPORT_BURST = 4,
     SHARE = 9, /* the reference rests nine times as long as it worked */
 };
-
-static cw_counter *n_audits, *n_wrong, *n_reports, *n_unfounded, *n_fenced, *n_doubts;
-
-static void name_counters(void)
-{
-    if (n_audits) return;
-    n_audits = cw_counter_get(CW_COUNTER, "causeway_audits_total", "",
-                              "answers of workers compared with the reference");
-    n_wrong =
-        cw_counter_get(CW_COUNTER, "causeway_audits_wrong_total", "", "of these, answers with a wrong row");
-    n_reports =
-        cw_counter_get(CW_COUNTER, "causeway_mismatch_reports_total", "", "mismatches that edges reported");
-    n_unfounded = cw_counter_get(CW_COUNTER, "causeway_mismatch_unfounded_total", "",
-                                 "reports after which nobody was found wrong");
-    n_fenced = cw_counter_get(CW_COUNTER, "causeway_fenced_total", "", "workers fenced since the start");
-    n_doubts =
-        cw_counter_get(CW_COUNTER, "causeway_audit_doubts_total", "",
-                       "audits whose reference could not be had or was alone against agreeing workers");
-}
 
 static uint64_t draw(cw_coordinator *c)
 {
@@ -158,8 +138,7 @@ static void ask_reported(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 
 void on_mismatch(cw_coordinator *c, member *m, const Cw__Pb__Mismatch *x, int64_t now_us)
 {
-    name_counters();
-    cw_counter_add(n_reports, 1);
+    count_add(COUNT_REPORTS, 1);
     m->edge.reports++;
     if (!bucket_take(&m->edge.report_at, now_us, REPORT_GAP_US, REPORT_BURST) ||
         c->n_reports == MISMATCH_REPORTS)
@@ -214,7 +193,7 @@ static void finish(cw_coordinator *c, audit_round *r, bool found)
         c->report_round = 0;
         if (found || p->rounds >= ROUNDS_REPORTED || !r->n) {
             member *edge = member_find(c, &p->edge);
-            if (!found) cw_counter_add(n_unfounded, 1);
+            if (!found) count_add(COUNT_UNFOUNDED, 1);
             if (!found && edge) edge->edge.unfounded++;
             if (!found)
                 CW_LOG_I("coordinator", "nobody was found wrong after %u rounds of a report", p->rounds);
@@ -241,7 +220,6 @@ static void close_asking(cw_coordinator *c, audit_round *r, int64_t now_us)
 
 void audit_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 {
-    name_counters();
     for (size_t i = 0; i < AUDIT_ROUNDS; i++)
         if (c->audits[i].state == AUDIT_ASKED) close_asking(c, &c->audits[i], now_us);
     if (c->settle_until) return;
@@ -296,7 +274,7 @@ static void fence(cw_coordinator *c, member *m, const audit_round *r, uint32_t n
     snprintf(m->row.note, sizeof m->row.note, "it computed %u of %u rows wrong for expert %u of layer %u",
              n_wrong_rows, r->n_rows, r->expert, r->layer);
     save_key(c, &m->row);
-    cw_counter_add(n_fenced, 1);
+    count_add(COUNT_FENCED, 1);
     CW_LOG_E("coordinator", "fenced worker=\"%s\" id=%u why=\"%s\"", m->row.name, m->row.id, m->row.note);
     snprintf(text, sizeof text, "this worker is fenced: %s", m->row.note);
     part_with(c, m, now_us, text, out);
@@ -311,7 +289,7 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
     bool found = false, doubt = !hashes || is_alone(r, hashes);
     c->audit_rest_us = now_us + SHARE * took_us;
     if (doubt) {
-        cw_counter_add(n_doubts, 1);
+        count_add(COUNT_AUDIT_DOUBTS, 1);
         if (hashes)
             CW_LOG_E("coordinator",
                      "%u workers agree on rows of expert %u of layer %u that the reference here computes "
@@ -324,10 +302,10 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
         member *m = worker_of(c, a->worker);
         if (!m || (!a->n && !a->wrong_shape)) continue;
         uint32_t wrong = wrong_rows(r, a, hashes);
-        cw_counter_add(n_audits, 1);
+        count_add(COUNT_AUDITS, 1);
         m->worker->n_audits++;
         if (!wrong) continue;
-        cw_counter_add(n_wrong, 1);
+        count_add(COUNT_AUDITS_WRONG, 1);
         found = true;
         if (is_trusted(m)) fence(c, m, r, wrong, now_us, out);
     }

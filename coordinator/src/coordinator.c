@@ -82,6 +82,7 @@ cw_status cw_coordinator_new(const cw_coordinator_config *config, const cw_coord
     c->cfg = *config;
     c->next_worker_id = 1;
     c->random = config->seed;
+    count_names();
     c->last_us = now_us;
     c->published_us = now_us - (int64_t)config->times.epoch_gap_ms * 1000;
     c->replan_us = INT64_MAX;
@@ -134,6 +135,7 @@ void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
     m->link = 0;
     worker_state *w = m->worker;
     if (!w) return;
+    if (!farewell) count_add(COUNT_LOST, 1);
     w->heard = w->leave = w->hidden = w->released = false;
     w->hidden_us = 0;
     cw_msg_free(&w->late);
@@ -184,6 +186,7 @@ static void blame(cw_coordinator *c, link_state *l, int64_t now_us, const char *
         CW_LOG_W("coordinator", "cut off name=\"%s\" why=\"%s\"", l->who->row.name, why);
         member_lost(c, l->who, now_us, false);
     }
+    count_add(COUNT_CUT, 1);
     cw_blame(out, l->link, why);
     link_remove(c, l->link);
 }

@@ -199,6 +199,30 @@ void part_with(cw_coordinator *c, member *m, int64_t now_us, const char *text, c
 /* What follows from a member's link being gone. `farewell`: it said Bye, so no grace is needed. */
 void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell);
 
+/* ---- count.c */
+typedef enum {
+    COUNT_ADMITTED,
+    COUNT_REFUSED,
+    COUNT_CUT,
+    COUNT_TICKETS,
+    COUNT_EPOCHS,
+    COUNT_ASSIGNED,
+    COUNT_ASSIGNED_BYTES,
+    COUNT_DROPPED,
+    COUNT_LOST,
+    COUNT_RELEASED,
+    COUNT_AUDITS,
+    COUNT_AUDITS_WRONG,
+    COUNT_AUDIT_DOUBTS,
+    COUNT_REPORTS,
+    COUNT_UNFOUNDED,
+    COUNT_FENCED,
+    COUNT_FORGOTTEN,
+    N_COUNTS
+} count_what;
+void count_names(void); /* once before anything is counted; again does nothing */
+void count_add(count_what what, uint64_t n);
+
 /* ---- limits.c */
 /* A bucket that gives one every gap_us and holds `burst`; `at` is its state, 0 at first. */
 static inline bool bucket_take(int64_t *at, int64_t now_us, int64_t gap_us, int burst)

@@ -92,7 +92,8 @@ void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us)
 bool somebody_waits_to_leave(const cw_coordinator *c)
 {
     for (size_t i = 0; i < c->n_members; i++)
-        if (is_counted(c->members[i]) && c->members[i]->worker->leave && c->members[i]->worker->n_needed) return true;
+        if (is_counted(c->members[i]) && c->members[i]->worker->leave && c->members[i]->worker->n_needed)
+            return true;
     return false;
 }
 
@@ -144,6 +145,7 @@ static void release(cw_coordinator *c, member *m, cw_outbox *out)
     env.released = &r;
     cw_send(out, m->link, &env, NULL, 0);
     m->worker->released = true;
+    count_add(COUNT_RELEASED, 1);
     CW_LOG_I("coordinator", "released worker=\"%s\" lost=%u", m->row.name, lost);
 }
 

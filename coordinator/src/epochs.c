@@ -210,6 +210,7 @@ static void publish(cw_coordinator *c, int64_t now_us, int64_t wall_ms, cw_exper
     c->published_us = now_us;
     c->republish = false;
     save_epoch(c);
+    count_add(COUNT_EPOCHS, 1);
     Cw__Pb__EpochNews news = CW__PB__EPOCH_NEWS__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     env.body_case = CW__PB__ENVELOPE__BODY_EPOCH_NEWS;

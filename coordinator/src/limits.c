@@ -95,6 +95,7 @@ static size_t forget(cw_coordinator *c, int64_t wall_ms, size_t most, bool any_a
         save_key(c, &old[i]->row);
         member_remove(c, old[i]);
     }
+    count_add(COUNT_FORGOTTEN, n);
     if (n) CW_LOG_I("coordinator", "forgot %zu edges that were not seen for long", n);
     cw_free(old);
     return n;

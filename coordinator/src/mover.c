@@ -166,6 +166,8 @@ static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, 
     Cw__Pb__Drop d = CW__PB__DROP__INIT;
     worker_state *w = m->worker;
     w->seq++;
+    count_add(assign ? COUNT_ASSIGNED : COUNT_DROPPED, cw_expert_bits_count(bits));
+    if (assign) count_add(COUNT_ASSIGNED_BYTES, cw_expert_bits_bytes(bits, c->expert_bytes));
     if (assign) {
         w->assign_seq = a.seq = w->seq;
         a.n_sets = s.n;

@@ -178,7 +178,7 @@ void cw_metrics_counters(cw_metrics_text *t)
 
 /* ---- the server */
 
-enum { CLIENTS = 8, REQUEST_MAX = 4096, PATIENCE_US = 5 * 1000000 };
+enum { CLIENTS = 8, REQUEST_MAX = 4096, PATIENCE_US = 3 * 1000000 };
 
 typedef struct {
     int fd; /* -1: free */
