@@ -34,7 +34,7 @@ static bool missing_without(const cw_coordinator *c, const member *m, uint64_t *
                                 .expert_bytes = c->expert_bytes,
                                 .workers = in,
                                 .n_workers = k};
-    ok = ok && cw_placement(&input, sets, &res);
+    ok = ok && cw_placement(&input, sets, NULL, &res);
     for (uint32_t i = 0; sets && i < k; i++) cw_expert_bits_free(&sets[i]);
     cw_free(sets);
     cw_free(in);

@@ -36,15 +36,18 @@ uint32_t cw_expert_bits_count(const cw_expert_bits *b)
     return n;
 }
 
+uint32_t cw_expert_bits_count_layer(const cw_expert_bits *b, uint32_t layer)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->words; i++)
+        n += (uint32_t)__builtin_popcountll(b->bits[(size_t)layer * b->words + i]);
+    return n;
+}
+
 uint64_t cw_expert_bits_bytes(const cw_expert_bits *b, const uint64_t *layer_bytes)
 {
     uint64_t sum = 0;
-    for (uint32_t l = 0; l < b->n_layers; l++) {
-        uint64_t n = 0;
-        for (uint32_t i = 0; i < b->words; i++)
-            n += (uint64_t)__builtin_popcountll(b->bits[(size_t)l * b->words + i]);
-        sum += n * layer_bytes[l];
-    }
+    for (uint32_t l = 0; l < b->n_layers; l++) sum += cw_expert_bits_count_layer(b, l) * layer_bytes[l];
     return sum;
 }
 
@@ -56,6 +59,11 @@ void cw_expert_bits_copy(cw_expert_bits *dst, const cw_expert_bits *src)
 void cw_expert_bits_or(cw_expert_bits *dst, const cw_expert_bits *src)
 {
     for (size_t i = 0; i < n_words(dst); i++) dst->bits[i] |= src->bits[i];
+}
+
+void cw_expert_bits_and(cw_expert_bits *dst, const cw_expert_bits *src)
+{
+    for (size_t i = 0; i < n_words(dst); i++) dst->bits[i] &= src->bits[i];
 }
 
 void cw_expert_bits_andnot(cw_expert_bits *dst, const cw_expert_bits *src)
@@ -73,4 +81,18 @@ bool cw_expert_bits_empty(const cw_expert_bits *b)
     for (size_t i = 0; i < n_words(b); i++)
         if (b->bits[i]) return false;
     return true;
+}
+
+bool cw_expert_bits_next(const cw_expert_bits *b, uint32_t *layer, uint32_t *expert)
+{
+    uint32_t word = *expert / 64, bit = *expert % 64;
+    for (uint32_t l = *layer; l < b->n_layers; l++, word = 0, bit = 0)
+        for (; word < b->words; word++, bit = 0) {
+            uint64_t v = b->bits[(size_t)l * b->words + word] >> bit << bit;
+            if (!v) continue;
+            *layer = l;
+            *expert = word * 64 + (uint32_t)__builtin_ctzll(v);
+            return true;
+        }
+    return false;
 }

@@ -113,7 +113,7 @@ static bool run_placement(cw_coordinator *c, size_t n, member **who, cw_placemen
                                 .expert_bytes = c->expert_bytes,
                                 .workers = in,
                                 .n_workers = (uint32_t)n};
-    return cw_placement(&input, sets, res);
+    return cw_placement(&input, sets, NULL, res);
 }
 
 static void plan(cw_coordinator *c, int64_t now_us)
