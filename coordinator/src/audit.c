@@ -24,6 +24,8 @@ enum {
     PATIENCE_US = 20 * 1000000,
     REPORT_GAP_US = 5 * 1000000,
     REPORT_BURST = 4,
+    DODGES_MOST = 6,
+    DODGES_TOLD = 16,
     SHARE = 9, /* the reference rests nine times as long as it worked */
 };
 
@@ -93,28 +95,51 @@ static bool pick_expert(cw_coordinator *c, const cw_expert_bits *held, uint32_t 
     return false;
 }
 
+static bool is_being_asked(const cw_coordinator *c, const member *m)
+{
+    for (size_t i = 0; i < AUDIT_ROUNDS; i++) {
+        const audit_round *r = &c->audits[i];
+        for (uint32_t k = 0; r->state == AUDIT_ASKED && k < r->n; k++)
+            if (r->who[k].worker == m->row.id && !r->who[k].came) return true;
+    }
+    return false;
+}
+
+/* Who gives nothing to compare is asked less and less often, so that it does not keep others from being
+ * asked. */
+static int64_t due_us(const cw_coordinator *c, const member *m)
+{
+    uint32_t doublings = m->worker->n_dodged < DODGES_MOST ? m->worker->n_dodged : DODGES_MOST;
+    return m->worker->audited_us + ((int64_t)c->cfg.times.audit_ms * 1000 << doublings);
+}
+
+static member *longest_unasked(const cw_coordinator *c, int64_t now_us)
+{
+    member *first = NULL;
+    for (size_t i = 0; i < c->n_members; i++) {
+        member *m = c->members[i];
+        if (!is_counted(m) || now_us < due_us(c, m) || cw_expert_bits_empty(&m->worker->held) ||
+            is_being_asked(c, m))
+            continue;
+        if (!first || m->worker->audited_us < first->worker->audited_us) first = m;
+    }
+    return first;
+}
+
 /* The worker that was asked the longest time ago, and whoever holds the same expert and is about due too. */
 static void ask_at_ease(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 {
     int64_t gap_us = (int64_t)c->cfg.times.audit_ms * 1000;
-    if (!gap_us || now_us < c->audit_rest_us) return;
-    for (;;) {
-        audit_round *r = free_round(c);
-        member *first = NULL;
-        for (size_t i = 0; r && i < c->n_members; i++) {
-            member *m = c->members[i];
-            if (is_counted(m) && now_us - m->worker->audited_us >= gap_us &&
-                !cw_expert_bits_empty(&m->worker->held) &&
-                (!first || m->worker->audited_us < first->worker->audited_us))
-                first = m;
-        }
-        uint32_t layer, expert;
+    uint32_t layer, expert;
+    for (audit_round *r; gap_us && now_us >= c->audit_rest_us && (r = free_round(c));) {
+        member *first = longest_unasked(c, now_us);
         if (!first || !pick_expert(c, &first->worker->held, &layer, &expert)) return;
         begin(c, r, layer, expert, ROWS_AT_EASE, now_us);
         ask(r, first, out);
         for (size_t i = 0; i < c->n_members; i++) {
             member *m = c->members[i];
-            if (m != first && can_be_asked(m, layer, expert) && now_us - m->worker->audited_us >= gap_us / 2)
+            if (m != first && can_be_asked(m, layer, expert) &&
+                now_us - m->worker->audited_us >= gap_us / 2 && !is_being_asked(c, m))
                 ask(r, m, out);
         }
     }
@@ -203,6 +228,15 @@ static void finish(cw_coordinator *c, audit_round *r, bool found)
     r->state = AUDIT_NONE;
 }
 
+static void dodged(member *m)
+{
+    if (m && is_live(m) && ++m->worker->n_dodged == DODGES_TOLD)
+        CW_LOG_W(
+            "coordinator",
+            "worker \"%s\" answers no audits: it is overloaded or older, or does not want to be compared",
+            m->row.name);
+}
+
 /* All have answered, or the time is over: the reference is wanted, if anybody gave something to compare. */
 static void close_asking(cw_coordinator *c, audit_round *r, int64_t now_us)
 {
@@ -212,6 +246,8 @@ static void close_asking(cw_coordinator *c, audit_round *r, int64_t now_us)
         useful += r->who[i].n > 0 || r->who[i].wrong_shape;
     }
     if (came < r->n && now_us < r->asked_us + PATIENCE_US) return;
+    for (uint32_t i = 0; i < r->n; i++)
+        if (!r->who[i].n) dodged(worker_of(c, r->who[i].worker));
     if (useful)
         r->state = AUDIT_WAITS;
     else
@@ -287,7 +323,7 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
     audit_round *r = round_of(c, id, AUDIT_COMPUTED);
     if (!r) return;
     bool found = false, doubt = !hashes || is_alone(r, hashes);
-    c->audit_rest_us = now_us + SHARE * took_us;
+    c->audit_rest_us = (c->audit_rest_us > now_us ? c->audit_rest_us : now_us) + SHARE * took_us;
     if (doubt) {
         count_add(COUNT_AUDIT_DOUBTS, 1);
         if (hashes)
@@ -304,6 +340,7 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
         uint32_t wrong = wrong_rows(r, a, hashes);
         count_add(COUNT_AUDITS, 1);
         m->worker->n_audits++;
+        m->worker->n_dodged = 0;
         if (!wrong) continue;
         count_add(COUNT_AUDITS_WRONG, 1);
         found = true;

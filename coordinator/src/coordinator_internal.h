@@ -42,6 +42,7 @@ typedef struct {
     /* audit.c */
     int64_t audited_us; /* asked last */
     uint64_t n_audits;  /* answers that were compared */
+    uint32_t n_dodged;  /* rounds since then to which it gave nothing to compare */
     /* limits.c */
     int64_t holdings_at;      /* of the bucket for Holdings */
     cw_msg *late;             /* the newest Holdings that came too fast; its turn comes with a tick */

@@ -92,6 +92,11 @@ static void on_hello(store_server *s, peer *p, const Cw__Pb__Hello *h, const cw_
         refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_ROLE, "the store serves workers only", out);
         return;
     }
+    if (h->proto_min > CW_PROTO_MAX || h->proto_max < CW_PROTO_MIN) {
+        refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_PROTOCOL,
+               "the store and this worker share no protocol version: update the older one", out);
+        return;
+    }
     if (!s->cfg.is_worker(s->cfg.ctx, &ev->key)) {
         refuse(s, ev->link, CW__PB__REFUSAL_CODE__REFUSAL_UNKNOWN_KEY,
                "this worker is not admitted: it must enrol at the control port first", out);
@@ -105,7 +110,7 @@ static void on_hello(store_server *s, peer *p, const Cw__Pb__Hello *h, const cw_
     p->admitted = true;
     Cw__Pb__Welcome w = CW__PB__WELCOME__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
-    w.proto = CW_PROTO_MAX;
+    w.proto = h->proto_max < CW_PROTO_MAX ? h->proto_max : CW_PROTO_MAX; /* the highest both know */
     w.cluster_id = (ProtobufCBinaryData){CW_CLUSTER_BYTES, s->cfg.cluster_id};
     w.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, s->cfg.model_digest};
     w.heartbeat_ms = s->cfg.heartbeat_ms;

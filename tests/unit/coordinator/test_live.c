@@ -403,6 +403,25 @@ static void a_liar_is_fenced_in_the_background_and_stays_out(void **state)
     rig_close(&c.r);
 }
 
+static void who_does_not_answer_audits_keeps_nobody_else_from_being_asked(void **state)
+{
+    (void)state;
+    cluster c;
+    cluster_open(&c);
+    for (int i = 0; i < 6; i++) join(&c, i, RIG_MODEL_BYTES);
+    rig_run(&c.r, c.all, 6, 2000);
+    for (int64_t t = 0; t < 120000; t += 100) { /* five say nothing, one answers */
+        rig_run(&c.r, c.all, 6, 100);
+        answer_audits(&c, 5, 0);
+        compute_references(&c, false);
+        cw_outbox_clear(&c.r.out);
+    }
+    for (int i = 0; i < 5; i++) assert_int_equal(worker(&c, i).n_audits, 0);
+    assert_true(worker(&c, 5).n_audits >= 10);
+    assert_int_equal(status(&c).n_fenced, 0);
+    rig_close(&c.r);
+}
+
 static void a_reference_alone_against_all_fences_nobody(void **state)
 {
     (void)state;
@@ -463,7 +482,7 @@ static void a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge(v
 
 /* ---- versions */
 
-static void peers_of_the_next_and_the_last_protocol_come_in_with_the_highest_both_know(void **state)
+static void peers_of_another_protocol_come_in_with_the_highest_both_know(void **state)
 {
     (void)state;
     cluster c;
@@ -471,10 +490,9 @@ static void peers_of_the_next_and_the_last_protocol_come_in_with_the_highest_bot
     static const struct {
         uint32_t min, max, proto; /* 0: refused */
     } t[] = {{CW_PROTO_MIN, CW_PROTO_MAX, CW_PROTO_MAX},
-             {CW_PROTO_MAX, CW_PROTO_MAX + 1, CW_PROTO_MAX},
-             {CW_PROTO_MIN - 1, CW_PROTO_MIN, CW_PROTO_MIN},
-             {CW_PROTO_MAX + 1, CW_PROTO_MAX + 2, 0},
-             {0, CW_PROTO_MIN - 1, 0}};
+             {CW_PROTO_MAX, CW_PROTO_MAX + 1, CW_PROTO_MAX}, /* the next release, which still speaks ours */
+             {CW_PROTO_MIN, CW_PROTO_MAX + 3, CW_PROTO_MAX},
+             {CW_PROTO_MAX + 1, CW_PROTO_MAX + 2, 0}};
     for (size_t i = 0; i < CW_ARRAY_LEN(t); i++) {
         rig_intro in;
         rig_introduce(&in, EDGE, "", 0);
@@ -537,9 +555,10 @@ int main(void)
         cmocka_unit_test(a_key_that_connects_again_and_again_is_asked_to_wait),
         cmocka_unit_test(edges_nobody_has_seen_are_forgotten_where_there_are_many),
         cmocka_unit_test(a_liar_is_fenced_in_the_background_and_stays_out),
+        cmocka_unit_test(who_does_not_answer_audits_keeps_nobody_else_from_being_asked),
         cmocka_unit_test(a_reference_alone_against_all_fences_nobody),
         cmocka_unit_test(a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge),
-        cmocka_unit_test(peers_of_the_next_and_the_last_protocol_come_in_with_the_highest_both_know),
+        cmocka_unit_test(peers_of_another_protocol_come_in_with_the_highest_both_know),
         cmocka_unit_test(names_and_keys_find_who_is_meant),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,8 @@
 #include "rig.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sqlite3.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -94,6 +96,105 @@ static void what_is_saved_comes_back(void **state)
     cw_state_close(&s);
 }
 
+static void run_sql(const char *sql)
+{
+    char p[100];
+    sqlite3 *db = NULL;
+    char *error = NULL;
+    snprintf(p, sizeof p, "%s/state.db", path);
+    assert_int_equal(sqlite3_open(p, &db), SQLITE_OK);
+    if (sqlite3_exec(db, sql, NULL, NULL, &error) != SQLITE_OK) fail_msg("%s", error);
+    sqlite3_close(db);
+}
+
+static void marks_of_keys_come_back_and_forgotten_keys_do_not(void **state)
+{
+    (void)state;
+    cw_state *s = open_state();
+    cw_err err;
+    cw_row rows[3] = {{.kind = CW_ROW_KEY,
+                       .key = {.key = rig_key(41),
+                               .role = CW__PB__ROLE__ROLE_WORKER,
+                               .id = 9,
+                               .drained = true,
+                               .seen_ms = 77}},
+                      {.kind = CW_ROW_KEY,
+                       .key = {.key = rig_key(42),
+                               .role = CW__PB__ROLE__ROLE_WORKER,
+                               .id = 10,
+                               .fenced = true,
+                               .note = "why"}},
+                      {.kind = CW_ROW_KEY, .key = {.key = rig_key(43), .role = CW__PB__ROLE__ROLE_EDGE}}};
+    assert_int_equal(cw_state_save(s, rows, 3, &err), CW_OK);
+    rows[2].key.forgotten = true;
+    assert_int_equal(cw_state_save(s, &rows[2], 1, &err), CW_OK);
+    cw_state_close(&s);
+    s = open_state();
+    cw_coordinator_state got;
+    int seen = 0;
+    assert_int_equal(cw_state_load(s, &got, &err), CW_OK);
+    for (size_t i = 0; i < got.n_keys; i++) {
+        const cw_key_row *k = &got.keys[i];
+        if (k->id == 9) seen += k->drained && !k->fenced && k->seen_ms == 77 && !k->note[0];
+        if (k->id == 10) seen += !k->drained && k->fenced && strcmp(k->note, "why") == 0;
+        assert_false(cw_key_equal(&k->key, &rows[2].key.key));
+    }
+    assert_int_equal(seen, 2);
+    cw_state_close(&s);
+}
+
+/* The columns and the version as the first release wrote them. */
+static void a_state_of_the_first_schema_is_brought_up(void **state)
+{
+    (void)state;
+    cw_state *s = open_state();
+    cw_err err;
+    cw_row row = {.kind = CW_ROW_KEY,
+                  .key = {.key = rig_key(44), .role = CW__PB__ROLE__ROLE_WORKER, .id = 11, .name = "old"}};
+    assert_int_equal(cw_state_save(s, &row, 1, &err), CW_OK);
+    cw_state_close(&s);
+    run_sql("ALTER TABLE keys DROP COLUMN flags; ALTER TABLE keys DROP COLUMN note; ALTER TABLE keys DROP "
+            "COLUMN seen_ms;"
+            "PRAGMA user_version = 1");
+    s = open_state();
+    cw_coordinator_state got;
+    bool found = false;
+    assert_int_equal(cw_state_load(s, &got, &err), CW_OK);
+    for (size_t i = 0; i < got.n_keys; i++)
+        found |= got.keys[i].id == 11 && !got.keys[i].fenced && !got.keys[i].drained &&
+                 !strcmp(got.keys[i].name, "old");
+    assert_true(found);
+    row.key.fenced = true;
+    assert_int_equal(cw_state_save(s, &row, 1, &err), CW_OK);
+    cw_state_close(&s);
+}
+
+static void *commit_soon(void *db)
+{
+    usleep(200000); /* not a wait for a condition: how long the lock is held */
+    (void)sqlite3_exec(db, "COMMIT", NULL, NULL, NULL);
+    return NULL;
+}
+
+static void a_lock_that_somebody_holds_for_a_moment_is_waited_for(void **state)
+{
+    (void)state;
+    cw_state *s = open_state();
+    char p[100];
+    sqlite3 *other = NULL;
+    snprintf(p, sizeof p, "%s/state.db", path);
+    assert_int_equal(sqlite3_open(p, &other), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    pthread_t t;
+    assert_int_equal(pthread_create(&t, NULL, commit_soon, other), 0);
+    cw_row row = {.kind = CW_ROW_TERM, .term = 5};
+    cw_err err;
+    if (cw_state_save(s, &row, 1, &err) != CW_OK) fail_msg("%s", err.text);
+    pthread_join(t, NULL);
+    sqlite3_close(other);
+    cw_state_close(&s);
+}
+
 static void a_second_coordinator_is_turned_away(void **state)
 {
     (void)state;
@@ -183,6 +284,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_saved_comes_back),
+        cmocka_unit_test(marks_of_keys_come_back_and_forgotten_keys_do_not),
+        cmocka_unit_test(a_state_of_the_first_schema_is_brought_up),
+        cmocka_unit_test(a_lock_that_somebody_holds_for_a_moment_is_waited_for),
         cmocka_unit_test(a_second_coordinator_is_turned_away),
         cmocka_unit_test(only_the_owner_can_read_it),
         cmocka_unit_test(a_damaged_file_is_a_sentence),

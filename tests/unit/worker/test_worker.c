@@ -484,6 +484,23 @@ static void stopping_says_bye_to_everybody(void **state)
     wr_free(&x);
 }
 
+static void an_edge_of_the_next_release_is_let_in_with_what_both_know(void **state)
+{
+    (void)state;
+    worker_rig x;
+    wr_boot(&x, NULL);
+    Cw__Pb__Hello h;
+    uint8_t *ticket;
+    wr_good_hello(&x, &h, &x.edge_a, x.r.wall_ms + 1000000, &ticket);
+    h.proto_min = CW_PROTO_MAX, h.proto_max = CW_PROTO_MAX + 1;
+    wr_hello(&x, 1, &x.edge_a, &h);
+    const cw_action *a = rig_sent(&x.r, 1, MSG(WELCOME));
+    assert_non_null(a);
+    assert_int_equal(a->msg->env->welcome->proto, CW_PROTO_MAX);
+    cw_free(ticket);
+    wr_free(&x);
+}
+
 static void leaving(worker_rig *x, uint32_t drain_ms)
 {
     cw_worker_config c;
@@ -563,6 +580,7 @@ int main(void)
         cmocka_unit_test(a_peer_that_says_nothing_is_let_go),
         cmocka_unit_test(one_key_has_few_links),
         cmocka_unit_test(stopping_says_bye_to_everybody),
+        cmocka_unit_test(an_edge_of_the_next_release_is_let_in_with_what_both_know),
         cmocka_unit_test(a_worker_that_is_told_to_stop_serves_until_it_is_released),
         cmocka_unit_test(a_worker_that_is_not_released_goes_in_time_or_when_asked_twice),
     };
