@@ -20,17 +20,6 @@ static bool in_hole(const sim *s, int from, int to)
     return s->now < s->hole[from][to];
 }
 
-static conn *find(sim *s, int proc, cw_link link, int *end)
-{
-    for (conn *c = s->conns; c; c = c->next)
-        for (int e = 0; e < 2; e++)
-            if (c->end[e].proc == proc && c->end[e].gen == s->procs[proc].gen && c->end[e].link == link) {
-                *end = e;
-                return c;
-            }
-    return NULL;
-}
-
 static void drop_from(sim *s, pipe_state *p, uint32_t keep)
 {
     flight **at = &p->head;
@@ -47,6 +36,51 @@ static void drop_from(sim *s, pipe_state *p, uint32_t keep)
         p->n--;
         s->lost++;
     }
+}
+
+static conn *find(sim *s, int proc, cw_link link, int *end)
+{
+    for (conn_end *e = s->procs[proc].ends; e; e = e->next)
+        if (e->link == link) {
+            *end = e == &e->of->end[1];
+            return e->of;
+        }
+    return NULL;
+}
+
+static void begin_end(sim *s, conn *c, int end, int proc, cw_link link)
+{
+    conn_end *e = &c->end[end];
+    *e = (conn_end){.proc = proc, .gen = s->procs[proc].gen, .link = link, .of = c};
+    e->next = s->procs[proc].ends;
+    s->procs[proc].ends = e;
+}
+
+/* Nothing reaches this end any more. */
+static void finish_end(sim *s, conn_end *e)
+{
+    if (e->down) return;
+    e->down = true;
+    for (conn_end **at = &s->procs[e->proc].ends; *at; at = &(*at)->next)
+        if (*at == e) {
+            *at = e->next;
+            break;
+        }
+    if (s->watch.ends && e->told_up)
+        s->watch.ends(s->watch.ctx, e->proc, e->of->end[e == &e->of->end[0]].proc, e->of->id);
+}
+
+void net_unref(sim *s, conn *c)
+{
+    if (!c || --c->refs || !c->dead) return;
+    for (int i = 0; i < 2; i++)
+        if (c->end[i].proc >= 0 && !c->end[i].down) return;
+    conn **at = c->prev ? &c->prev->next : &s->conns;
+    *at = c->next;
+    if (c->next) c->next->prev = c->prev;
+    drop_from(s, &c->pipe[0], 0);
+    drop_from(s, &c->pipe[1], 0);
+    free(c);
 }
 
 /* ---- opening
@@ -70,10 +104,11 @@ void net_open(sim *s, int proc, const cw_action *a)
     conn *c = calloc(1, sizeof *c);
     CW_ASSERT(c);
     c->next = s->conns;
+    if (s->conns) s->conns->prev = c;
     s->conns = c;
     c->id = ++s->n_conns;
-    c->end[0] = (conn_end){.proc = proc, .gen = s->procs[proc].gen, .link = a->link};
-    c->end[1] = (conn_end){.proc = -1};
+    begin_end(s, c, 0, proc, a->link);
+    c->end[1] = (conn_end){.proc = -1, .of = c};
     cw_gate_outgoing(&c->end[0].gate, s->procs[proc].def.side);
     int server = who_listens(s, a->text, &c->port);
     int64_t at = s->now + 2 * latency(s, proc);
@@ -92,7 +127,7 @@ void net_open(sim *s, int proc, const cw_action *a)
         return;
     }
     process *q = &s->procs[server];
-    c->end[1] = (conn_end){.proc = server, .gen = q->gen, .link = q->next_link++};
+    begin_end(s, c, 1, server, q->next_link++);
     cw_gate_incoming(&c->end[1].gate, q->def.side, (Cw__Pb__Purpose)c->port);
     sim_push(s, (item){.at = at, .kind = T_LINK_UP, .c = c, .dir = 0});
 }
@@ -111,7 +146,7 @@ void net_link_down(sim *s, conn *c, int end, const char *text)
 {
     conn_end *e = &c->end[end];
     if (e->down) return;
-    e->down = true;
+    finish_end(s, e);
     if (end == 1 && !e->told_up) return; /* it never knew */
     cw_event ev = {.kind = CW_EV_LINK_DOWN, .link = e->link, .port = c->port};
     if (c->end[1 - end].proc >= 0) ev.key = s->procs[c->end[1 - end].proc].def.key;
@@ -154,7 +189,10 @@ void net_send(sim *s, int proc, cw_link link, cw_msg *msg)
     int dir = end; /* the client sends into pipe 0 */
     pipe_state *p = &c->pipe[dir];
     const process *from = &s->procs[proc];
-    if (p->n >= SIM_QUEUE_MESSAGES) { /* the peer does not read: the shell gives the link up */
+    if (s->watch.sent) s->watch.sent(s->watch.ctx, proc, c->end[1 - end].proc, c->id, msg);
+    if (p->n >= (s->now < from->narrow_until
+                     ? from->narrow
+                     : SIM_QUEUE_MESSAGES)) { /* the peer does not read: the shell gives the link up */
         cw_msg_free(&msg);
         net_cut(s, c, false, "send queue full");
         return;
@@ -226,6 +264,7 @@ void net_deliver(sim *s, conn *c, int dir)
             return;
         }
     }
+    if (s->watch.arrives) s->watch.arrives(s->watch.ctx, from->proc, to->proc, c->id, m);
     sim_give(s, to->proc, &ev);
 }
 
@@ -245,7 +284,7 @@ void net_close(sim *s, int proc, cw_link link)
     int end;
     conn *c = find(s, proc, link, &end);
     if (!c || c->end[end].down) return;
-    c->end[end].down = true;
+    finish_end(s, &c->end[end]);
     drop_from(s, &c->pipe[1 - end], 0);
     if (c->dead) return;
     c->dead = true;
@@ -256,6 +295,18 @@ void net_close(sim *s, int proc, cw_link link)
         at = s->now + SIM_HEARTBEATS_US;
     }
     sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = 1 - end, .text = "closed by the peer"});
+}
+
+void net_blame(sim *s, int proc, cw_link link, const char *why)
+{
+    int end;
+    conn *c = find(s, proc, link, &end);
+    if (!c) return;
+    int peer = c->end[1 - end].proc;
+    if (peer < 0 || !s->procs[peer].def.hostile)
+        sim_fail(s, "%s blames an honest peer: %s", s->procs[proc].def.name, why);
+    finish_end(s, &c->end[end]);
+    net_cut(s, c, true, "blamed");
 }
 
 /* Any suffix in flight is lost, in each direction its own; the ends learn of it at different times. */
@@ -294,7 +345,7 @@ void net_kill(sim *s, int proc)
         int end = c->end[0].proc == proc ? 0 : c->end[1].proc == proc ? 1 : -1;
         if (end < 0 || c->end[end].gen != s->procs[proc].gen) continue;
         if (c->end[1].proc >= 0) net_cut(s, c, false, "the peer's process ended");
-        c->end[end].down = true;
+        finish_end(s, &c->end[end]);
         drop_from(s, &c->pipe[1 - end], 0);
         c->dead = true;
     }

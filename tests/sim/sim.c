@@ -106,6 +106,7 @@ void sim_push(sim *s, item it)
         CW_ASSERT(s->heap);
     }
     it.order = s->order++;
+    if (it.c) it.c->refs++;
     if (it.at < s->now) it.at = s->now;
     size_t i = s->n_heap++;
     while (i && before(&it, &s->heap[(i - 1) / 2])) {
@@ -202,6 +203,7 @@ void sim_kill(sim *s, int proc)
     if (!p->up) return;
     sim_trace(s, "%s dies", p->def.name);
     p->up = p->paused = false;
+    for (size_t i = 0; i < p->n_inbox; i++) net_unref(s, p->inbox[i].c);
     p->n_inbox = 0;
     net_kill(s, proc);
     cw_outbox_clear(&p->out);
@@ -243,7 +245,7 @@ void sim_do_outbox(sim *s, int proc)
             break;
         case CW_ACT_ADMIT: net_admit(s, proc, a->link); break;
         case CW_ACT_CLOSE: net_close(s, proc, a->link); break;
-        case CW_ACT_BLAME: sim_fail(s, "%s blames an honest peer: %s", p->def.name, a->text); break;
+        case CW_ACT_BLAME: net_blame(s, proc, a->link, a->text); break;
         }
     }
     cw_outbox_clear(&p->out);
@@ -260,7 +262,7 @@ static void finish(sim *s, int proc)
     process *p = &s->procs[proc];
     if (!p->die) p->def.after(p->ctx, &p->out);
     sim_do_outbox(s, proc);
-    if (s->step) s->step(s->step_ctx);
+    if (s->watch.step) s->watch.step(s->watch.ctx, proc);
 }
 
 void sim_give(sim *s, int proc, cw_event *ev)
@@ -310,6 +312,14 @@ void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us)
     p->slow_per_kb = us_per_kb;
 }
 
+void sim_narrow(sim *s, int proc, uint32_t messages, int64_t us)
+{
+    process *p = &s->procs[proc];
+    sim_trace(s, "%s queues %u messages for %.3f s", p->def.name, messages, (double)us / 1e6);
+    p->narrow = messages;
+    p->narrow_until = s->now + us;
+}
+
 void sim_jump_wall(sim *s, int proc, int64_t ms)
 {
     sim_trace(s, "%s: wall clock jumps by %lld ms", s->procs[proc].def.name, (long long)ms);
@@ -328,6 +338,7 @@ static void resume(sim *s, int proc)
     for (size_t i = 0; i < p->n_inbox; i++) {
         p->inbox[i].at = s->now;
         sim_push(s, p->inbox[i]);
+        net_unref(s, p->inbox[i].c); /* it has a reference of its own now */
     }
     if (!tick_first) sim_push(s, tick);
     p->n_inbox = 0;
@@ -339,6 +350,7 @@ static void resume(sim *s, int proc)
 static void defer(process *p, const item *it)
 {
     if (it->kind == T_TICK) return; /* it gets one when it wakes */
+    if (it->c) it->c->refs++;
     if (p->n_inbox == p->cap_inbox) {
         p->cap_inbox = p->cap_inbox ? 2 * p->cap_inbox : 64;
         p->inbox = realloc(p->inbox, p->cap_inbox * sizeof *p->inbox);
@@ -402,14 +414,14 @@ static void happen(sim *s, const item *it)
     }
 }
 
-bool sim_run(sim *s, int64_t until_us, void (*step)(void *ctx), void *ctx)
+bool sim_run(sim *s, int64_t until_us, const sim_watcher *w)
 {
-    s->step = step;
-    s->step_ctx = ctx;
+    s->watch = *w;
     while (s->n_heap && s->heap[0].at <= until_us && !s->failure[0]) {
         item it = pop(s);
         s->now = it.at;
         happen(s, &it);
+        net_unref(s, it.c);
     }
     if (!s->failure[0]) s->now = until_us;
     return !s->failure[0];

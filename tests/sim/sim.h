@@ -15,7 +15,7 @@
 #include "cw/gate.h"
 #include "cw/machine.h"
 
-enum { SIM_MAX_PROCS = 12 };
+enum { SIM_MAX_PROCS = 64 };
 #define SIM_MS INT64_C(1000)
 #define SIM_S  INT64_C(1000000)
 enum { SIM_HEARTBEATS_US = 6000000, SIM_CONNECT_US = 2000000, SIM_QUEUE_MESSAGES = 256 };
@@ -38,11 +38,12 @@ bool sim_chance(sim *s, uint32_t percent);
 /* `event` is the machine's; `after` carries out what the machine asks of its own process, and may fill the
  * outbox too. Both are given the context of the present incarnation. */
 typedef struct {
-    const char *name;
+    char name[16];
     cw_side side;
     cw_key key;
     void (*event)(void *ctx, cw_event *ev, cw_outbox *out);
     void (*after)(void *ctx, cw_outbox *out);
+    bool hostile; /* others may blame it */
 } sim_proc;
 
 int sim_add(sim *s, const sim_proc *p);
@@ -71,12 +72,26 @@ void sim_pause(sim *s, int proc, int64_t us);
 /* Everything that leaves `proc` takes `extra_us` longer and `us_per_kb` a KiB, for `us`. */
 void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us);
 void sim_jump_wall(sim *s, int proc, int64_t ms);
+/* Queues of what `proc` sends hold only so many messages, for `us`. */
+void sim_narrow(sim *s, int proc, uint32_t messages, int64_t us);
 
 /* ---- running
  * ------------------------------------------------------------------------------------------------ */
 
-/* Until `until_us`, or a failure. `step` is called after everything that happened in any process. */
-bool sim_run(sim *s, int64_t until_us, void (*step)(void *ctx), void *ctx);
+/* Who sees everything. Any of them may be NULL. */
+typedef struct {
+    void *ctx;
+    /* After everything that happened in a process. */
+    void (*step)(void *ctx, int proc);
+    /* A message leaves a process, or is about to be given to one. `conn` is never used twice. */
+    void (*sent)(void *ctx, int from, int to, uint32_t conn, const cw_msg *m);
+    void (*arrives)(void *ctx, int from, int to, uint32_t conn, const cw_msg *m);
+    /* A process is about to hear that its connection to `peer` has ended; or closes it itself. */
+    void (*ends)(void *ctx, int proc, int peer, uint32_t conn);
+} sim_watcher;
+
+/* Until `until_us`, or a failure. */
+bool sim_run(sim *s, int64_t until_us, const sim_watcher *w);
 /* The first one counts. */
 void sim_fail(sim *s, const char *fmt, ...) CW_PRINTF(2, 3);
 const char *sim_failure(const sim *s); /* NULL: none */

@@ -23,12 +23,14 @@ typedef struct {
     const char *text;
 } item;
 
-typedef struct {
+typedef struct conn_end {
     int proc; /* -1: nobody */
     uint32_t gen;
     cw_link link;
     cw_link_gate gate;
-    bool told_up, down; /* down: nothing reaches this end any more */
+    bool told_up, down;    /* down: nothing reaches this end any more */
+    struct conn_end *next; /* of this process, those that are not down */
+    conn *of;
 } conn_end;
 
 typedef struct flight {
@@ -43,8 +45,8 @@ typedef struct {
 } pipe_state;
 
 struct conn {
-    conn *next;
-    uint32_t id;
+    conn *next, *prev;
+    uint32_t id, refs;  /* items in the heap and in inboxes that point here */
     conn_end end[2];    /* client, server */
     pipe_state pipe[2]; /* to the server, to the client */
     cw_port port;
@@ -64,7 +66,9 @@ typedef struct {
     cw_outbox out;
     item *inbox; /* what waits while it is paused */
     size_t n_inbox, cap_inbox;
-    int64_t slow_until, slow_us, slow_per_kb;
+    int64_t slow_until, slow_us, slow_per_kb, narrow_until;
+    uint32_t narrow;
+    conn_end *ends;
 } process;
 
 struct sim {
@@ -82,8 +86,7 @@ struct sim {
     char failure[400];
     char lines[TRACE_LINES][TRACE_WIDTH];
     uint64_t n_lines;
-    void (*step)(void *ctx);
-    void *step_ctx;
+    sim_watcher watch;
 };
 
 void sim_push(sim *s, item it);
@@ -96,6 +99,7 @@ void net_open(sim *s, int proc, const cw_action *a);
 void net_send(sim *s, int proc, cw_link link, cw_msg *msg);
 void net_admit(sim *s, int proc, cw_link link);
 void net_close(sim *s, int proc, cw_link link);
+void net_blame(sim *s, int proc, cw_link link, const char *why);
 void net_deliver(sim *s, conn *c, int dir);
 void net_link_up(sim *s, conn *c, int end);
 void net_link_down(sim *s, conn *c, int end, const char *text);
@@ -104,3 +108,5 @@ void net_cut(sim *s, conn *c, bool at_once, const char *text);
 void net_kill(sim *s, int proc);
 void net_heartbeats_lost(sim *s, int from, int to);
 void net_free(sim *s);
+/* An item that pointed to the connection is done with. */
+void net_unref(sim *s, conn *c);
