@@ -136,6 +136,7 @@ void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
     worker_state *w = m->worker;
     if (!w) return;
     if (!farewell) count_add(COUNT_LOST, 1);
+    if (w->leave) w->planned = false; /* its part was given to others: if it returns, it joins */
     w->heard = w->leave = w->hidden = w->released = false;
     w->hidden_us = 0;
     cw_msg_free(&w->late);

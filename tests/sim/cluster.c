@@ -171,6 +171,7 @@ static void add_worker(cluster *cl, int i, bool big)
                          .index = i,
                          .memory = memory_for(cl, big),
                          .load_fails_percent = 1,
+                         .drain_ms = sim_below(cl->s, 3) * 2000,
                          .slow_factor = 1};
 }
 
@@ -187,6 +188,7 @@ static void add_edge(cluster *cl, int i)
     e->n.place = &cl->place;
     e->n.index = i;
     e->n.homeless_us = e->n.deadline_us = 300 * SIM_S;
+    e->n.double_every = sim_chance(cl->s, 50) ? 0 : 4 + sim_below(cl->s, 100);
     e->n.on_end = watch_request_end;
 }
 
@@ -224,7 +226,9 @@ static void setup(cluster *cl, uint64_t seed, int trace)
     cl->co.n.h = &cl->co.h.base;
     cl->co.n.owner = cl;
     cl->co.n.place = &cl->place;
+    cl->co.n.seed = sim_random(s);
     cl->co.n.on_epoch = watch_epoch_saved;
+    cl->co.n.on_fenced = watch_fenced;
     cl->w = calloc((size_t)(cl->n_workers + SPARE_WORKERS), sizeof *cl->w);
     cl->e = calloc((size_t)cl->n_edges, sizeof *cl->e);
     CW_ASSERT(cl->w && cl->e);
@@ -252,6 +256,7 @@ static void run(cluster *cl)
     int64_t end = cl->faults_end > sim_now(s) ? cl->faults_end : sim_now(s);
     if (!sim_run(s, end + recovery_bound - 10 * SIM_S, &watch)) return;
     for (int i = 0; i < cl->n_edges; i++) before[i] = cl->e[i].n.done;
+    cl->quiet = true;
     if (!sim_run(s, end + recovery_bound, &watch)) return;
     watch_progress(cl, before, "in 10 s after the recovery");
     watch_agreement(cl);
@@ -278,6 +283,7 @@ const char *cluster_run(uint64_t seed, int trace, cluster_counts *counts)
     counts->events += sim_events(cl->s);
     counts->messages += sim_messages(cl->s);
     counts->lost += sim_lost(cl->s);
+    for (int i = 0; i < cl->n_edges; i++) counts->hedges += cl->e[i].hedges;
     cw_coordinator_free(&cl->co.n.m);
     for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) cw_worker_free(&cl->w[i].n.m);
     for (int i = 0; i < cl->n_edges; i++) cw_edge_free(&cl->e[i].n.m);

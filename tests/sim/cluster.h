@@ -8,6 +8,8 @@
  * that was not ready;
  *   no call id is used twice, every call that arrived is answered at most once, and nothing else is;
  *   an expert is dropped only while another worker has it ready;
+ *   hedges stay within 5 % of an edge's messages;
+ *   a worker that lies now and then is fenced, and after that no answer is wrong;
  *   no honest process is blamed, refused or fenced, or sends something illegal; a stolen ticket opens
  * nothing; when the last fault is over, answers flow again within a bound, every worker is ready and
  * everybody knows the newest epoch.
@@ -34,11 +36,12 @@ typedef enum {
     FAULT_OVERLOAD,
     FAULT_BUSY,
     FAULT_DISK,
+    FAULT_LIE,
     N_FAULTS
 } cluster_fault;
 
 typedef struct {
-    uint64_t requests, events, messages, lost, epochs, calls, drops;
+    uint64_t requests, events, messages, lost, epochs, calls, drops, hedges, lies, fenced, wrong;
     uint32_t faults[N_FAULTS], most_workers, most_edges;
 } cluster_counts;
 

@@ -43,7 +43,7 @@ typedef struct {
     cw_key key;
     uint32_t asking; /* requests that are open or will be */
     int64_t burst_until;
-    uint64_t term, number;
+    uint64_t term, number, hedges;
 } sim_edge;
 
 typedef struct {
@@ -82,6 +82,8 @@ struct cluster {
     bool has_thief;
     bool submitting, counting_down; /* counting down: the last fault has begun */
     int64_t faults_end;
+    sim_worker *liar;
+    bool quiet; /* the recovery is over: no wrong row any more */
     cluster_counts *counts;
     call_table calls;
 };
@@ -102,6 +104,7 @@ void faults_plan(cluster *cl);
 /* watch.c */
 sim_watcher watch_all(cluster *cl);
 void watch_epoch_saved(void *owner, const cw_row *row);
+void watch_fenced(void *owner, const cw_key_row *row);
 void watch_request_end(node_edge *e, node_request *q, const char *wrong);
 void watch_progress(cluster *cl, const uint64_t *before, const char *when);
 void watch_agreement(cluster *cl);

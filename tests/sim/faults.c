@@ -21,7 +21,8 @@ static const char *const names[N_FAULTS] = {[FAULT_CUT] = "cut",
                                             [FAULT_REVOKE_EDGE] = "edge revoked",
                                             [FAULT_OVERLOAD] = "overload",
                                             [FAULT_BUSY] = "slow worker",
-                                            [FAULT_DISK] = "disk lost"};
+                                            [FAULT_DISK] = "disk lost",
+                                            [FAULT_LIE] = "lying worker"};
 
 const char *cluster_fault_name(int fault)
 {
@@ -68,7 +69,7 @@ static bool can_do_without(const cluster *cl, const sim_worker *w)
     uint64_t room = 0;
     for (int i = 0; i < cl->n_workers; i++) {
         const sim_worker *o = &cl->w[i];
-        if (o == w || o->gone || o->revoked || o->drained) continue;
+        if (o == w || o->gone || o->revoked || o->drained || o == cl->liar) continue;
         room += o->n.memory - 2 * EXPERT_BYTES;
     }
     return room >= (uint64_t)MODEL_BYTES * 115 / 100;
@@ -182,6 +183,13 @@ static int64_t on_members(cluster *cl, int kind, int64_t us)
         w->n.slow_factor = 2 + sim_below(s, 100);
         return us;
     case FAULT_DISK: w->n.disk_lost_until = sim_now(s) + us; return us;
+    case FAULT_LIE:
+        if (cl->liar || w->gone || w->revoked || !sim_is_up(s, w->h.proc) || !can_do_without(cl, w))
+            return -1;
+        cl->liar = w;
+        w->n.lies_in = 5 + sim_below(s, 16);
+        w->n.lies_until = INT64_MAX;
+        return 0;
     default: CW_ASSERT(false); return -1;
     }
 }

@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cw/known_answer.h"
+#include "cw/mem.h"
+
 void host_say(host *h, const char *fmt, ...)
 {
     char text[400];
@@ -39,10 +42,12 @@ static void save_epoch(node_coordinator *c, const cw_row *r)
     if (c->on_epoch) c->on_epoch(c->owner, r);
 }
 
-static void save_key(node_disk *d, const cw_key_row *row)
+static void save_key(node_coordinator *c, const cw_key_row *row)
 {
+    node_disk *d = &c->disk;
     size_t k = 0;
     while (k < d->n_keys && !cw_key_equal(&d->keys[k].key, &row->key)) k++;
+    if (row->fenced && !(k < d->n_keys && d->keys[k].fenced) && c->on_fenced) c->on_fenced(c->owner, row);
     if (row->forgotten) {
         if (k < d->n_keys) d->keys[k] = d->keys[--d->n_keys];
         return;
@@ -70,7 +75,7 @@ void node_coordinator_save(node_coordinator *c)
             d->tokens[k] = r->token;
             if (k == d->n_tokens) d->n_tokens++;
             break;
-        case CW_ROW_KEY: save_key(d, &r->key); break;
+        case CW_ROW_KEY: save_key(c, &r->key); break;
         }
     }
     cw_coordinator_rows_clear(c->m);
@@ -88,10 +93,44 @@ static bool dies_at_save(node_coordinator *c, bool before)
     return true;
 }
 
+/* The reference of an audit: what an honest worker makes of the same rows. */
+static void reference(void *ctx, void *arg, cw_outbox *out)
+{
+    node_coordinator *c = ctx;
+    const cw_coordinator_audit *a = &c->audits[(uintptr_t)arg].a;
+    uint64_t hashes[CW_AUDIT_ROWS_MAX];
+    bool f32 = pure_is_f32(a->layer);
+    CW_ASSERT(a->n_rows <= CW_AUDIT_ROWS_MAX);
+    for (uint32_t i = 0; i < a->n_rows; i++) {
+        int8_t q[D], e = 0;
+        float s[D / 32], x[D], y[D];
+        uint16_t f16[D];
+        cw_audit_row(a->seed, i, D, f32 ? NULL : q, f32 ? NULL : s, f32 ? x : NULL);
+        pure_row(a->layer, a->expert, q, s, x, f16, &e, y);
+        hashes[i] = f32 ? cw_audit_hash(y, sizeof y, 0, false) : cw_audit_hash(f16, sizeof f16, e, false);
+    }
+    cw_coordinator_audited(c->m, a->id, hashes, 2000, host_now(c->h), host_wall(c->h), out);
+    c->audits[(uintptr_t)arg].used = false;
+}
+
+static void start_audits(node_coordinator *c)
+{
+    cw_coordinator_audit a;
+    while (cw_coordinator_take_audit(c->m, &a)) {
+        size_t k = 0;
+        while (k < CW_ARRAY_LEN(c->audits) && c->audits[k].used) k++;
+        CW_ASSERT(k < CW_ARRAY_LEN(c->audits));
+        c->audits[k].used = true;
+        c->audits[k].a = a;
+        c->h->ops->after(c->h, 2000 + host_below(c->h, 20000), reference, (void *)(uintptr_t)k);
+    }
+}
+
 void node_coordinator_after(void *ctx, cw_outbox *out)
 {
     (void)out;
     node_coordinator *c = ctx;
+    start_audits(c);
     if (dies_at_save(c, true)) return;
     (void)dies_at_save(c, false);
     node_coordinator_save(c);
@@ -126,6 +165,7 @@ bool node_coordinator_start(node_coordinator *c)
     cfg.signer = c->signer;
     cfg.arithmetic_id = 1;
     cfg.fingerprint = FINGERPRINT;
+    cfg.seed = c->seed;
     cfg.n_layers = LAYERS;
     cfg.n_experts = EXPERTS;
     cfg.expert_bytes = pure_expert_bytes;
@@ -139,6 +179,7 @@ bool node_coordinator_start(node_coordinator *c)
                                .epoch_bytes = d->epoch_bytes};
     cw_err err;
     cw_coordinator_free(&c->m);
+    memset(c->audits, 0, sizeof c->audits);
     if (cw_coordinator_new(&cfg, &st, host_now(c->h), &c->m, &err) != CW_OK) {
         host_fail(c->h, "the coordinator does not start: %s", err.text);
         return false;

@@ -171,6 +171,7 @@ void node_edge_start(node_edge *e)
                         .layers = layers,
                         .seed = e->h->ops->random(e->h),
                         .homeless_us = e->homeless_us,
+                        .double_every = e->double_every,
                         .has_saved = e->has_saved,
                         .sign_key = e->sign_key,
                         .saved_ticket = e->ticket,

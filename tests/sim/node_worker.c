@@ -148,6 +148,7 @@ void node_worker_start(node_worker *w)
                           .fingerprint = FINGERPRINT,
                           .kernels = cw_kernels_get(CW_ISA_SCALAR),
                           .seed = w->h->ops->random(w->h),
+                          .drain_ms = w->drain_ms,
                           .jobs_in_flight = w->jobs_in_flight};
     snprintf(c.name, sizeof c.name, "w%d", w->index);
     snprintf(c.coordinator, sizeof c.coordinator, "%s", w->place->control);

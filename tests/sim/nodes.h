@@ -74,7 +74,13 @@ typedef struct {
     node_disk disk;
     bool die_before_save, die_after_save; /* once, at the next thing to save */
     bool died;
-    void (*on_epoch)(void *owner, const cw_row *row); /* saved, not yet told; NULL: nobody asks */
+    uint64_t seed; /* of audits */
+    struct {
+        cw_coordinator_audit a;
+        bool used;
+    } audits[8];                                           /* being computed */
+    void (*on_epoch)(void *owner, const cw_row *row);      /* saved, not yet told; NULL: nobody asks */
+    void (*on_fenced)(void *owner, const cw_key_row *row); /* the same */
 } node_coordinator;
 
 /* A new incarnation of the machine from what is on disk; false: it will not start (host_fail was called). */

@@ -55,6 +55,10 @@ static void add(cluster_counts *sum, const cluster_counts *c)
     sum->epochs += c->epochs;
     sum->calls += c->calls;
     sum->drops += c->drops;
+    sum->hedges += c->hedges;
+    sum->lies += c->lies;
+    sum->fenced += c->fenced;
+    sum->wrong += c->wrong;
     for (int i = 0; i < N_FAULTS; i++) sum->faults[i] += c->faults[i];
     if (c->most_workers > sum->most_workers) sum->most_workers = c->most_workers;
     if (c->most_edges > sum->most_edges) sum->most_edges = c->most_edges;
@@ -175,13 +179,15 @@ int main(int argc, char **argv)
                    (unsigned long long)seed, r.why, argv[0], (unsigned long long)seed);
         return 1;
     }
-    printf("%llu clusters of up to %u workers and %u edges: %llu answers of %llu calls, %llu epochs, %llu "
-           "drops, "
-           "%llu messages (%llu lost on the way), %llu events\n",
+    printf("%llu clusters of up to %u workers and %u edges: %llu answers of %llu calls (%llu hedged), %llu "
+           "epochs, "
+           "%llu drops, %llu messages (%llu lost on the way), %llu events\n",
            (unsigned long long)(o.last - o.first + 1), c.most_workers, c.most_edges,
-           (unsigned long long)c.requests, (unsigned long long)c.calls, (unsigned long long)c.epochs,
-           (unsigned long long)c.drops, (unsigned long long)c.messages, (unsigned long long)c.lost,
-           (unsigned long long)c.events);
+           (unsigned long long)c.requests, (unsigned long long)c.calls, (unsigned long long)c.hedges,
+           (unsigned long long)c.epochs, (unsigned long long)c.drops, (unsigned long long)c.messages,
+           (unsigned long long)c.lost, (unsigned long long)c.events);
+    printf("%llu lies made %llu answers wrong before %llu workers were fenced\n", (unsigned long long)c.lies,
+           (unsigned long long)c.wrong, (unsigned long long)c.fenced);
     for (int i = 0; i < N_FAULTS; i++) printf("  %s: %u\n", cluster_fault_name(i), c.faults[i]);
     return 0;
 }

@@ -13,10 +13,10 @@ static void say_hello(sim_thief *t, cw_outbox *out)
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     h.proto_min = CW_PROTO_MIN;
     h.proto_max = CW_PROTO_MAX;
-    h.software = (char *)(uintptr_t)"thief";
+    h.software = (char *)(uintptr_t) "thief";
     h.role = CW__PB__ROLE__ROLE_EDGE;
     h.purpose = CW__PB__PURPOSE__PURPOSE_DATA;
-    h.name = (char *)(uintptr_t)"e0";
+    h.name = (char *)(uintptr_t) "e0";
     h.arithmetic_id = 1;
     h.fingerprint = FINGERPRINT;
     h.model_digest = (ProtobufCBinaryData){sizeof digest, digest};

@@ -5,6 +5,10 @@
 #include "cluster_internal.h"
 #include "cw/mem.h"
 
+/* Beyond them an edge is not hedging but doubling its load: WIRE's 5 % of messages, and what it may have
+ * saved up; the last hedge may take several messages. */
+enum { HEDGE_PERCENT = 5, HEDGE_BUCKET = 16 };
+
 static sim_worker *worker_at(cluster *cl, int proc)
 {
     for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++)
@@ -79,6 +83,16 @@ void watch_epoch_saved(void *owner, const cw_row *row)
     cw__pb__signed__free_unpacked(s, NULL);
 }
 
+void watch_fenced(void *owner, const cw_key_row *row)
+{
+    cluster *cl = owner;
+    sim_worker *w = &cl->w[row->key.b[1] - 1];
+    if (!w->n.lies) sim_fail(cl->s, "worker %d is fenced and has never lied: %s", w->n.index, row->note);
+    sim_trace(cl->s, "worker %d is fenced after %llu lies", w->n.index, (unsigned long long)w->n.lies);
+    w->revoked = true;
+    cl->counts->fenced++;
+}
+
 /* ---- answers ---- */
 
 void watch_request_end(node_edge *n, node_request *q, const char *wrong)
@@ -87,7 +101,9 @@ void watch_request_end(node_edge *n, node_request *q, const char *wrong)
     cluster *cl = e->cl;
     e->asking--;
     if (q->r.status == CW_OK) cl->counts->requests++;
-    if (wrong) sim_fail(cl->s, "edge %d got a wrong row: %s", n->index, wrong);
+    if (wrong && (cl->quiet || !cl->liar || !cl->liar->n.lies))
+        sim_fail(cl->s, "edge %d got a wrong row: %s", n->index, wrong);
+    cl->counts->wrong += wrong != NULL;
     if (q->r.status != CW_OK && q->r.status != CW_STATUS_CANCELLED && !e->revoked)
         sim_fail(cl->s, "edge %d lost an answer: %s", n->index, q->r.text);
     edge_keep_asking(e);
@@ -231,6 +247,10 @@ static void step_edge(cluster *cl, sim_edge *e)
     cw_edge_facts f;
     cw_edge_get_facts(e->n.m, &f);
     see_epoch(cl, "edge", e->n.index, &e->term, &e->number, f.epoch_term, f.epoch_number);
+    if (f.n.hedges > HEDGE_BUCKET + f.n.calls * HEDGE_PERCENT / 100)
+        sim_fail(cl->s, "edge %d has hedged %llu of %llu messages", e->n.index,
+                 (unsigned long long)f.n.hedges, (unsigned long long)f.n.calls);
+    e->hedges = f.n.hedges;
     if (e->n.refused && !e->revoked) sim_fail(cl->s, "edge %d is refused: %s", e->n.index, e->n.why);
 }
 
@@ -286,6 +306,10 @@ void watch_agreement(cluster *cl)
                      (unsigned long long)w->term, (unsigned long long)w->number, (unsigned long long)st.term,
                      (unsigned long long)st.number);
     }
+    if (cl->liar && cl->liar->n.lies && !cl->liar->revoked)
+        sim_fail(cl->s, "worker %d has lied %llu times and is not fenced", cl->liar->n.index,
+                 (unsigned long long)cl->liar->n.lies);
+    if (cl->liar) cl->counts->lies += cl->liar->n.lies;
     for (int i = 0; i < cl->n_edges; i++) {
         const sim_edge *e = &cl->e[i];
         if (!e->revoked && (e->term != st.term || e->number != st.number))
@@ -293,6 +317,14 @@ void watch_agreement(cluster *cl)
                      (unsigned long long)e->term, (unsigned long long)e->number, (unsigned long long)st.term,
                      (unsigned long long)st.number);
     }
-    if (st.n_live_workers != n || st.n_ready_workers != n)
-        sim_fail(cl->s, "%u of %u workers are ready", st.n_ready_workers, n);
+    cw_coordinator_worker x;
+    for (size_t i = 0; cw_coordinator_get_worker(cl->co.n.m, i, &x); i++) {
+        const sim_worker *w = &cl->w[x.key.b[1] - 1];
+        if (w->gone || w->revoked) continue;
+        n--;
+        if (!x.live || (!x.ready && !x.drained) || (x.drained && x.n_ready))
+            sim_fail(cl->s, "worker %d is %s: %u of %u experts; %s", w->n.index,
+                     x.live ? "not ready" : "not there", x.n_ready, x.n_wanted, x.trouble);
+    }
+    if (n) sim_fail(cl->s, "%d workers are not known to the coordinator", (int)n);
 }
