@@ -31,7 +31,7 @@ typedef struct {
     bool restart_planned;
     int64_t restart_us;
     uint64_t term, number; /* highest epoch this incarnation has seen */
-    uint32_t incarnation;
+    uint32_t incarnation, n_steps;
     told told;
 } sim_worker;
 
@@ -107,7 +107,7 @@ void watch_epoch_saved(void *owner, const cw_row *row);
 void watch_fenced(void *owner, const cw_key_row *row);
 void watch_request_end(node_edge *e, node_request *q, const char *wrong);
 void watch_progress(cluster *cl, const uint64_t *before, const char *when);
-void watch_agreement(cluster *cl);
+const char *watch_disagreement(const cluster *cl);
 void watch_free(cluster *cl);
 
 /* thief.c: tries a stolen ticket at the workers, over and over. */

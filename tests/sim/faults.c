@@ -213,7 +213,8 @@ static void fault(void *ctx, void *arg)
     case FAULT_PAUSE: sim_pause(s, a, us); break;
     case FAULT_KILL:
         sim_kill(s, a);
-        us = us / 2;
+        /* A coordinator may stay away for longer than tickets last. */
+        us = a == cl->co.h.proc && sim_chance(s, 30) ? 6 * us : us / 2;
         restart_at(cl, a, sim_now(s) + us);
         break;
     case FAULT_SLOW: sim_slow(s, a, 1000 * (int64_t)sim_below(s, 300), sim_below(s, 20000), us); break;

@@ -74,7 +74,8 @@ typedef struct {
     node_disk disk;
     bool die_before_save, die_after_save; /* once, at the next thing to save */
     bool died;
-    uint64_t seed; /* of audits */
+    uint32_t ticket_ms; /* 0: the default */
+    uint64_t seed;      /* of audits */
     struct {
         cw_coordinator_audit a;
         bool used;

@@ -1,8 +1,8 @@
 /*
  * Whole clusters under faults, one a seed:
  *
- *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]    [1-500] [1]
- *   test_sim --seeds SEED --trace                            that one, every message of it
+ *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]    [1-500; sanitizers: 1-60; $CW_SEED: as many
+ * others] [1] test_sim --seeds SEED --trace                            that one, every message of it
  *
  * The same seed gives the same run. Of a seed that failed the end of the story is printed.
  */
@@ -16,6 +16,10 @@
 
 #include "cluster.h"
 #include "cw/log.h"
+
+#ifndef SIM_SEEDS
+#define SIM_SEEDS 500
+#endif
 
 typedef struct {
     uint64_t first, last;
@@ -132,7 +136,8 @@ static uint64_t run_all(const options *o, cluster_counts *sum, bool *failed)
 
 static bool parse(int argc, char **argv, options *o)
 {
-    unsigned long long first = 1, last = 500;
+    const char *other = getenv("CW_SEED");
+    unsigned long long first = other ? strtoull(other, NULL, 10) * 1000 + 1 : 1, last = first + SIM_SEEDS - 1;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--trace")) {
             o->trace = true;

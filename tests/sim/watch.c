@@ -1,4 +1,5 @@
 /* What must hold in a simulated cluster, looked at after every step; see cluster.h. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -234,6 +235,7 @@ static void step_worker(cluster *cl, sim_worker *w)
         return;
     }
     cw_worker_facts f;
+    if (w->n_steps++ % 4) return; /* the rest costs more and cannot come and go in between */
     cw_worker_get_facts(w->n.m, &f);
     if (f.memory_used > w->n.memory)
         sim_fail(s, "worker %d says it uses %llu bytes of %llu", w->n.index,
@@ -291,40 +293,55 @@ void watch_progress(cluster *cl, const uint64_t *before, const char *when)
     }
 }
 
-/* When nothing has happened for long, everybody knows the coordinator's newest epoch. */
-void watch_agreement(cluster *cl)
+static const char *epoch_seen(const char *who, int index, uint64_t term, uint64_t number,
+                              const cw_coordinator_status *st)
 {
-    cw_coordinator_status st;
-    uint32_t n = 0;
-    cw_coordinator_get_status(cl->co.n.m, &st);
-    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) {
-        const sim_worker *w = &cl->w[i];
-        if (!w->exists || w->gone || w->revoked) continue;
-        n++;
-        if (w->term != st.term || w->number != st.number)
-            sim_fail(cl->s, "worker %d believes in epoch %llu.%llu, the newest is %llu.%llu", i,
-                     (unsigned long long)w->term, (unsigned long long)w->number, (unsigned long long)st.term,
-                     (unsigned long long)st.number);
-    }
-    if (cl->liar && cl->liar->n.lies && !cl->liar->revoked)
-        sim_fail(cl->s, "worker %d has lied %llu times and is not fenced", cl->liar->n.index,
-                 (unsigned long long)cl->liar->n.lies);
-    if (cl->liar) cl->counts->lies += cl->liar->n.lies;
-    for (int i = 0; i < cl->n_edges; i++) {
-        const sim_edge *e = &cl->e[i];
-        if (!e->revoked && (e->term != st.term || e->number != st.number))
-            sim_fail(cl->s, "edge %d believes in epoch %llu.%llu, the newest is %llu.%llu", i,
-                     (unsigned long long)e->term, (unsigned long long)e->number, (unsigned long long)st.term,
-                     (unsigned long long)st.number);
-    }
+    static char text[160];
+    if (term == st->term && number == st->number) return NULL;
+    snprintf(text, sizeof text, "%s %d believes in epoch %llu.%llu, the newest is %llu.%llu", who, index,
+             (unsigned long long)term, (unsigned long long)number, (unsigned long long)st->term,
+             (unsigned long long)st->number);
+    return text;
+}
+
+static const char *workers_ready(const cluster *cl, int n)
+{
+    static char text[CW_TEXT_MAX + 160];
     cw_coordinator_worker x;
     for (size_t i = 0; cw_coordinator_get_worker(cl->co.n.m, i, &x); i++) {
         const sim_worker *w = &cl->w[x.key.b[1] - 1];
         if (w->gone || w->revoked) continue;
         n--;
-        if (!x.live || (!x.ready && !x.drained) || (x.drained && x.n_ready))
-            sim_fail(cl->s, "worker %d is %s: %u of %u experts; %s", w->n.index,
-                     x.live ? "not ready" : "not there", x.n_ready, x.n_wanted, x.trouble);
+        if (x.live && (x.ready || x.drained) && !(x.drained && x.n_ready)) continue;
+        snprintf(text, sizeof text, "worker %d is %s: %u of %u experts; %s", w->n.index,
+                 x.live ? "not ready" : "not there", x.n_ready, x.n_wanted, x.trouble);
+        return text;
     }
-    if (n) sim_fail(cl->s, "%d workers are not known to the coordinator", (int)n);
+    return n ? "a worker is not known to the coordinator" : NULL;
+}
+
+/* When nothing has happened for long, everybody knows the coordinator's newest epoch, holds what it is to
+ * hold, and whoever lied is out. NULL: so it is. */
+const char *watch_disagreement(const cluster *cl)
+{
+    static char text[160];
+    cw_coordinator_status st;
+    const char *why = NULL;
+    int n = 0;
+    cw_coordinator_get_status(cl->co.n.m, &st);
+    for (int i = 0; i < cl->n_workers + SPARE_WORKERS && !why; i++) {
+        const sim_worker *w = &cl->w[i];
+        if (!w->exists || w->gone || w->revoked) continue;
+        n++;
+        why = epoch_seen("worker", i, w->term, w->number, &st);
+    }
+    for (int i = 0; i < cl->n_edges && !why; i++)
+        if (!cl->e[i].revoked) why = epoch_seen("edge", i, cl->e[i].term, cl->e[i].number, &st);
+    const sim_worker *l = cl->liar;
+    if (!why && l && l->n.lies && !l->revoked) {
+        snprintf(text, sizeof text, "worker %d has lied %llu times and is not fenced", l->n.index,
+                 (unsigned long long)l->n.lies);
+        why = text;
+    }
+    return why ? why : workers_ready(cl, n);
 }
