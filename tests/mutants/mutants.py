@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Breaks the code on purpose and sees that a test notices.
 
-  mutants.py [NAME...]     all mutants, or those named; exit status 1 when one survives
+  mutants.py [NAME...]     all mutants, or those named ("sim": all that the simulator must notice); exit status 1 when
+                           one survives
 
-A mutant is a small change to a copy of the sources (build/mutants) that breaks a promise of docs/NUMERICS.md. Its tests
-must fail with it, and must have passed without it. `deploy/test --mutants` runs this.
+A mutant is a small change to a copy of the sources (build/mutants) that breaks a promise of docs/NUMERICS.md or
+docs/RESILIENCE.md. Its tests must fail with it, and must have passed without it; where the test is the simulator, one of
+its first thousand seeds must fail. `deploy/test --mutants` runs this.
 """
 import os
 import pathlib
@@ -16,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "build/mutants"
 SRC = WORK / "src"
 BUILD = WORK / "build"
+SEEDS = 1000
 
 # name: what it breaks, {file: [(old, new), ...]}, ctest's name pattern of the tests that must notice
 MUTANTS = {
@@ -40,6 +43,76 @@ MUTANTS = {
     "flush-to-zero-in-one-thread": ("one pool thread flushes subnormals to zero", {
         "common/par/src/pool.c": [("    cw_fp_setup();\n    while (", "    cw_fp_setup();\n    if (m->index == 1) __builtin_ia32_ldmxcsr(0x9fc0);\n    while (")],
     }, "test_pool|test_matmul|golden_model_bits"),
+    "turns-without-weights": ("a worker takes no account of what an edge's calls cost it", {
+        "worker/src/turns.c": [("s->row_call[i]->peer->account->deficit -= packed * (1 / n + row);", "s->row_call[i]->peer->account->deficit -= 0 * n * row;")],
+    }, "test_worker"),
+}
+
+# What the simulator (tests/sim) must notice.
+SIM_MUTANTS = {
+    "late-reply-of-another-call": ("a reply that nobody waits for is taken for the oldest call", {
+        "edge/remote/src/calls.c": [("        if (p->id == id) return p;\n    return NULL;", "        if (p->id == id) return p;\n    return h->sent.head;")],
+    }),
+    "drop-before-ready": ("an expert leaves a worker as soon as another is to hold it", {
+        "coordinator/src/mover.c": [
+            ("if (!cw_expert_bits_has(&w->held, layer, e) || cw_expert_bits_has(&w->leaving, layer, e)) continue;",
+             "if (!cw_expert_bits_has(&w->wanted, layer, e) || cw_expert_bits_has(&w->leaving, layer, e)) continue;"),
+            ("if (!in_epoch || cw_expert_bits_has(&w->published, layer, e)) return true;", "(void)in_epoch;\n        return true;")],
+    }),
+    "call-id-twice": ("call ids begin again after a thousand", {
+        "edge/remote/src/calls.c": [("p->id = ++e->next_call;", "p->id = ++e->next_call % 1000 + 1;")],
+    }),
+    "hedge-without-budget": ("every late call is hedged", {
+        "edge/remote/src/late.c": [("if (!exempt && (is_prefill(p) || e->tokens < 1)) return false;", "if (!exempt && is_prefill(p)) return false;")],
+    }),
+    "term-ignored": ("the number alone says which epoch is newer", {
+        "edge/remote/src/homes.c": [("bool newer = b->term != e->epoch_term ? b->term > e->epoch_term : b->number > e->epoch_number;", "bool newer = b->number > e->epoch_number;")],
+        "worker/src/coordinator.c": [("bool newer = e->term != w->epoch_term ? e->term > w->epoch_term : e->number > w->epoch_number;", "bool newer = e->number > w->epoch_number;")],
+    }),
+    "publish-before-ready": ("an epoch names homes that are still loading", {
+        "coordinator/src/epochs.c": [("cw_expert_bits_copy(out, is_counted(m) ? &w->held : &w->published);", "cw_expert_bits_copy(out, is_counted(m) ? &w->wanted : &w->published);")],
+    }),
+    "lost-calls-forgotten": ("calls on a cut link are not sent again", {
+        "edge/remote/src/calls.c": [("    late_forget(h);\n    place_all(e, &all, out);", "    late_forget(h);\n    for (piece *p; (p = all.head);) list_remove(&all, p), piece_free(p);")],
+    }),
+    "ticket-of-another-key": ("a ticket is good on anybody's connection", {
+        "worker/src/edges.c": [("if (!cw_key_equal(&t.edge, &p->key))", "if (!cw_key_equal(&t.edge, &t.edge))")],
+    }),
+    "cancelled-call-answered": ("a cancelled call is computed and answered", {
+        "worker/src/calls.c": [("        if (c->v.id == id) {\n            call_unlink(w, c);\n            return;", "        if (c->v.id == id) {\n            (void)w;\n            return;")],
+    }),
+    "row-counted-twice": ("the second answer of a hedge counts too", {
+        "edge/remote/src/rows.c": [("} else if (!(m->flags & ROW_DONE) && m->by != h->index) {", "} else if (r->n_left && m->by != h->index) {")],
+    }),
+    "expert-not-held": ("a worker takes calls for experts that it does not hold", {
+        "worker/src/calls.c": [("if (!holdings_ready(w, v->layer, cw_entry_get(v->entries, i).expert)) return i;", "if (!w->n_ready) return i;")],
+    }),
+    "lower-epoch-taken": ("an edge goes back to an older epoch", {
+        "edge/remote/src/homes.c": [("bool newer = b->term != e->epoch_term ? b->term > e->epoch_term : b->number > e->epoch_number;", "bool newer = b->term != e->epoch_term || b->number != e->epoch_number;")],
+    }),
+    "memory-not-counted": ("experts are assigned and loaded beyond a worker's memory", {
+        "worker/src/holdings.c": [("if (w->memory_used + w->layers[l].packed_bytes > w->c.memory_bytes)", "if (0)")],
+        "coordinator/src/placement.c": [("p->cap[w] = memory > reserve ? memory - reserve : 0;", "p->cap[w] = 2 * memory + 0 * reserve;")],
+        "coordinator/src/mover.c": [("if (c->expert_bytes[l] > room) {", "if (0) {")],
+    }),
+    "epoch-not-saved": ("an epoch is published before it is on disk", {
+        "coordinator/src/epochs.c": [("\n    save_epoch(c);", "")],
+    }),
+    "number-stands-still": ("a new epoch under an old number", {
+        "coordinator/src/epochs.c": [("\n    c->number++;", "")],
+    }),
+    "seen-epochs-ignored": ("nobody notices that an old backup was restored", {
+        "coordinator/src/epochs.c": [("if (term < newest_term || (term == newest_term && number <= newest)) return;", "if (c->n_members + newest + newest_term + term + number) return;")],
+    }),
+    "holdings-not-believed": ("what a worker was told counts, not what it says it holds", {
+        "coordinator/src/mover.c": [("    sets_to_bits(h->n_ready, h->ready, &w->held);", "    cw_expert_bits_or(&w->held, &w->asked);")],
+    }),
+    "worker-misses-cuts": ("a worker that lost its coordinator never connects again", {
+        "worker/src/coordinator.c": [("ev->kind == CW_EV_LINK_DOWN", "ev->kind == CW_EV_LINK_DOWN && 0")],
+    }),
+    "liars-go-free": ("wrong rows of an audit have no consequence", {
+        "coordinator/src/audit.c": [("        if (!wrong) continue;", "        if (wrong + 1) continue;")],
+    }),
 }
 
 
@@ -55,10 +128,10 @@ def copy_sources():
             shutil.copymode(ROOT / name, to)
 
 
-def build():
+def build(targets=()):
     log = WORK / "build.log"
     with open(log, "wb") as f:
-        steps = ([["cmake", "-S", str(SRC), "-B", str(BUILD), "-G", "Ninja"]] if not BUILD.exists() else []) + [["ninja", "-C", str(BUILD)]]
+        steps = ([["cmake", "-S", str(SRC), "-B", str(BUILD), "-G", "Ninja"]] if not BUILD.exists() else []) + [["ninja", "-C", str(BUILD), *targets]]
         for step in steps:
             if subprocess.run(step, stdout=f, stderr=subprocess.STDOUT, check=False).returncode:
                 sys.exit(f"the build failed; see {log}")
@@ -88,29 +161,61 @@ def mutate(edits):
     return undo
 
 
+def simulate():
+    """None: every seed held; else what the first failing one says."""
+    r = subprocess.run([str(BUILD / "tests/test_sim"), "--seeds", f"1-{SEEDS}", "--jobs", str(os.cpu_count())],
+                       capture_output=True, text=True, check=False, errors="replace")
+    if r.returncode == 0:
+        return None
+    said = [line for line in r.stdout.splitlines() + r.stderr.splitlines() if "FAILED" in line or "assert" in line.lower() or "ended with" in line]
+    return said[-1][:160] if said else f"exit status {r.returncode}"
+
+
+def caught_by_tests(edits, pattern, name):
+    build()
+    healthy, failed = tests_pass(pattern)
+    if not healthy:
+        sys.exit(f"{name}: {', '.join(failed)} fail without the mutant")
+    undo = mutate(edits)
+    try:
+        build()
+        alive, failed = tests_pass(pattern)
+    finally:
+        for path, text in undo.items():
+            path.write_text(text)
+    return None if alive else ", ".join(failed)
+
+
+def caught_by_simulator(edits):
+    undo = mutate(edits)
+    try:
+        build(["test_sim"])
+        return simulate()
+    finally:
+        for path, text in undo.items():
+            path.write_text(text)
+
+
 def main():
-    names = sys.argv[1:] or list(MUTANTS)
-    unknown = [n for n in names if n not in MUTANTS]
+    names = sys.argv[1:] or [*MUTANTS, *SIM_MUTANTS]
+    if names == ["sim"]:
+        names = list(SIM_MUTANTS)
+    unknown = [n for n in names if n not in MUTANTS and n not in SIM_MUTANTS]
     if unknown:
-        sys.exit(f"no mutant {unknown[0]}; there are: {', '.join(MUTANTS)}")
+        sys.exit(f"no mutant {unknown[0]}; there are: sim, {', '.join([*MUTANTS, *SIM_MUTANTS])}")
     os.environ["CTEST_OUTPUT_ON_FAILURE"] = "0"
     copy_sources()
+    if any(n in SIM_MUTANTS for n in names):
+        build(["test_sim"])
+        why = simulate()
+        if why:
+            sys.exit(f"the simulation fails without a mutant: {why}")
     survivors = 0
     for name in names:
-        what, edits, pattern = MUTANTS[name]
-        build()
-        healthy, failed = tests_pass(pattern)
-        if not healthy:
-            sys.exit(f"{name}: {', '.join(failed)} fail without the mutant")
-        undo = mutate(edits)
-        try:
-            build()
-            alive, failed = tests_pass(pattern)
-        finally:
-            for path, text in undo.items():
-                path.write_text(text)
-        survivors += alive
-        print(f"{'SURVIVED' if alive else 'caught'}  {name}: {what}" + ("" if alive else f" ({', '.join(failed)})"), flush=True)
+        what, edits = (MUTANTS.get(name) or SIM_MUTANTS[name])[:2]
+        why = caught_by_tests(edits, MUTANTS[name][2], name) if name in MUTANTS else caught_by_simulator(edits)
+        survivors += why is None
+        print(f"{'SURVIVED' if why is None else 'caught'}  {name}: {what}" + ("" if why is None else f" ({why})"), flush=True)
     print(f"{len(names) - survivors} passed, {survivors} failed")
     return 1 if survivors else 0
 

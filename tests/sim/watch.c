@@ -112,7 +112,7 @@ void watch_request_end(node_edge *n, node_request *q, const char *wrong)
 
 /* ---- calls ---- */
 
-enum { CALL_SENT = 1, CALL_ARRIVED, CALL_ANSWERED };
+enum { CALL_SENT = 1, CALL_ARRIVED, CALL_ANSWERED, CALL_CANCELLED };
 
 static uint8_t *call_at(call_table *t, uint32_t conn, uint64_t id)
 {
@@ -210,6 +210,8 @@ static void arrives(void *ctx, int from, int to, uint32_t conn, const cw_msg *m)
     (void)to;
     if (m->env->body_case == CW__PB__ENVELOPE__BODY_CALL)
         *call_at(&cl->calls, conn, m->env->call->id) = CALL_ARRIVED;
+    else if (m->env->body_case == CW__PB__ENVELOPE__BODY_CANCEL)
+        *call_at(&cl->calls, conn, m->env->cancel->id) = CALL_CANCELLED;
     else if (m->env->body_case == CW__PB__ENVELOPE__BODY_HOLDINGS)
         holdings_arrive(cl, from, conn, m->env->holdings);
 }
