@@ -92,7 +92,7 @@ SIM_MUTANTS = {
     }),
     "memory-not-counted": ("experts are assigned and loaded beyond a worker's memory", {
         "worker/src/holdings.c": [("if (w->memory_used + w->layers[l].packed_bytes > w->c.memory_bytes)", "if (0)")],
-        "coordinator/src/placement.c": [("p->cap[w] = memory > reserve ? memory - reserve : 0;", "p->cap[w] = 2 * memory + 0 * reserve;")],
+        "coordinator/src/placement.c": [("bool all = pw->memory >= s->total;", "bool all = true;")],
         "coordinator/src/mover.c": [("if (c->expert_bytes[l] > room) {", "if (0) {")],
     }),
     "epoch-not-saved": ("an epoch is published before it is on disk", {
