@@ -62,7 +62,7 @@ static cw_status load(cli_bench_run *b, cw_pool *pool, loaded *l, cw_err *err)
     if (o->quiet) eo.progress = NULL;
     s = cw_engine_open(l->g, &eo, &l->e, err);
     cw_progress_end(&bar);
-    if (s == CW_OK && o->join) s = cli_join(o, l->g, l->e, WAIT_MS, &l->land, err);
+    if (s == CW_OK && o->join) s = cli_join(o, l->g, l->e, WAIT_MS, false, &l->land, err);
 fail:
     cw_free(path);
     if (s != CW_OK) unload(l);

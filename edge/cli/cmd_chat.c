@@ -96,15 +96,18 @@ static void look_for_experts(chat *c)
 {
     if (c->offline || !c->setup.land || !c->setup.fallback) return;
     bool was_away = c->away;
-    if (c->last.n_fallback > 0) c->away = true;
+    if (c->last.n_fallback > 0 && strcmp(c->last.model, cw_speaker_name(c->setup.fallback)) == 0)
+        c->away = true;
     if (!c->away) return;
     cw_mainland_status st;
     cw_mainland_get_status(c->setup.land, &st);
-    c->away = !st.covered;
+    c->away = !st.covered || !cw_mainland_is_online(c->setup.land);
     char sentence[sizeof st.why + 256];
     if (c->away)
         snprintf(sentence, sizeof sentence, "%s is out of reach (%s); %s answers",
-                 cw_speaker_name(c->setup.main), st.why, cw_speaker_name(c->setup.fallback));
+                 cw_speaker_name(c->setup.main),
+                 *st.why ? st.why : "it is back, and that must hold for a moment",
+                 cw_speaker_name(c->setup.fallback));
     else
         snprintf(sentence, sizeof sentence, "%s can be reached again", cw_speaker_name(c->setup.main));
     if (c->away || was_away) cli_printer_notice(&c->printer, sentence);

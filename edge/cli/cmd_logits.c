@@ -104,7 +104,7 @@ static cw_status with_engine(const cli_options *o, job *j, const cw_gguf *g, cw_
     cw_mainland *land = NULL;
     cw_session *s = NULL;
     cw_status st = CW_OK;
-    if (o->join) st = cli_join(o, g, e, 30000, &land, err);
+    if (o->join) st = cli_join(o, g, e, 30000, false, &land, err);
     j->n_vocab = cw_engine_config(e)->n_vocab;
     j->chunk = cw_engine_max_rows(e);
     int need = (int)j->n_tokens, ctx = o->ctx ? (int)o->ctx : 0;

@@ -83,8 +83,8 @@ static void say_waiting(void *ctx, const char *text, uint64_t done, uint64_t tot
     if (total) cw_progress_update(&w->bar, done);
 }
 
-cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wait_ms, cw_mainland **out,
-                   cw_err *err)
+cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wait_ms, bool gives_way,
+                   cw_mainland **out, cw_err *err)
 {
     const cw_model_config *c = cw_engine_config(e);
     if (c->n_experts == 0)
@@ -100,6 +100,7 @@ cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wai
         .shapes = cw_engine_expert_shapes(e),
         .kernels = cw_engine_kernels(e),
         .max_rows = cw_engine_max_rows(e),
+        .gives_way = gives_way,
         .wait_ms = o->wait > 0 ? (int)(o->wait / 1000) : wait_ms,
         .say = o->quiet ? NULL : say_waiting,
         .say_ctx = &w,
@@ -159,7 +160,8 @@ static cw_status open_split(const cli_options *o, cli_setup *s, int wait_ms, cw_
 {
     s->mode = CLI_MODE_SPLIT;
     CW_TRY(open_speaker(o, s->pool, s->model_path, CW_ENGINE_EDGE, &s->main, err));
-    cw_status st = cli_join(o, cw_speaker_file(s->main), cw_speaker_engine(s->main), wait_ms, &s->land, err);
+    cw_status st = cli_join(o, cw_speaker_file(s->main), cw_speaker_engine(s->main), wait_ms,
+                            s->fallback_path != NULL, &s->land, err);
     if (st != CW_OK) cw_speaker_close(&s->main);
     return st;
 }
@@ -292,6 +294,11 @@ size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines)
     return n;
 }
 
+static bool is_back(void *ctx)
+{
+    return cw_mainland_is_online(ctx);
+}
+
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
 {
     s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : DRAFT_TOKENS};
@@ -300,6 +307,8 @@ cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
         .fallback = s->fallback,
         .experts = s->land && o->warm == CLI_WARM_AUTO ? cw_mainland_experts(s->land) : NULL,
         .draft = s->mode == CLI_MODE_DRAFT ? &s->draft : NULL,
+        .is_back = s->land ? is_back : NULL,
+        .is_back_ctx = s->land,
         .sampler = cli_sampler_params(o),
         .max_tokens = (int)o->max_tokens,
         .cancel = cw_signal_interrupt_flag(),

@@ -40,6 +40,7 @@ CW_MUST_USE cw_status cli_engine_options(const cli_options *o, cw_engine_role ro
                                          cw_engine_options *out, cw_err *err);
 /* --ctx, --kv, --prefill. */
 cw_session_options cli_session_options(const cli_options *o);
-/* Enters the cluster with --join for an edge engine and gives it the cluster's experts. */
+/* Enters the cluster with --join for an edge engine and gives it the cluster's experts. gives_way: there is a
+ * fallback to go on when the cluster is lost. */
 CW_MUST_USE cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wait_ms,
-                               cw_mainland **out, cw_err *err);
+                               bool gives_way, cw_mainland **out, cw_err *err);

@@ -199,10 +199,13 @@ void cw_edge_event(cw_edge *e, cw_event *ev, cw_outbox *out)
         control_tick(e, out);
         links_tick(e, out);
         calls_tick(e, out);
+        reach_look(e, out);
     } else if (ev->link == e->co.link) {
         control_event(e, ev, out);
     } else {
         links_event(e, ev, out);
+        /* Words can only mend it, and the next tick is soon enough for that. */
+        if (ev->kind != CW_EV_MESSAGE) reach_look(e, out);
     }
 }
 
@@ -237,6 +240,11 @@ void cw_edge_submit(cw_edge *e, cw_edge_request *r, int64_t now_us, cw_outbox *o
         return;
     }
     want(e, now_us, out);
+    e->asked = true;
+    if (e->c.gives_way && !cw_tide_is_up(&e->tide)) {
+        edge_end_request(e, r, CW_STATUS_UNREACHABLE, "no worker can be reached", out);
+        return;
+    }
     r->allowed_us = r->deadline_us - now_us;
     piece *p = rows_begin(e, r) ? piece_new(r, r->n_entries) : NULL;
     if (!p) {

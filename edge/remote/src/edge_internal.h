@@ -2,7 +2,8 @@
  * coordinator.c (the control link), homes.c (epochs: who holds what), links.c (connections to workers),
  * place.c (dividing a layer's entries) and cut.c (into calls), frames.c (a call's bytes), calls.c (the table
  * of calls), rows.c (rows to their places, compared where they come twice), dispute.c (who is right when they
- * differ), late.c (workers that are late or hang: hedges, suspicion). */
+ * differ), late.c (workers that are late or hang: hedges, suspicion), reach.c with
+ * tide.c (the mainland as a whole). */
 #pragma once
 #include "cw/backoff.h"
 #include "cw/edge_machine.h"
@@ -173,6 +174,8 @@ struct cw_edge {
     size_t n_homes, cap_homes;
     int64_t wanted_us; /* last time somebody asked; INT64_MIN: never */
     bool wanted;
+    bool asked; /* a request was made while it is wanted */
+    cw_tide tide;
 
     piece_list homeless;
     cw_edge_request *requests; /* open ones */
@@ -221,6 +224,9 @@ void control_tick(cw_edge *e, cw_outbox *out);
 void control_bye(cw_edge *e, cw_outbox *out);
 void control_renew(cw_edge *e, cw_outbox *out); /* a worker refused the ticket: ask for a new one now */
 bool control_take_ticket(cw_edge *e, const void *data, size_t len);
+
+/* reach.c: the tide, from what the links are; and what its changes mean for requests */
+void reach_look(cw_edge *e, cw_outbox *out);
 
 /* homes.c */
 bool homes_take_epoch(cw_edge *e, const void *data, size_t len); /* true: it is newer and now ours */

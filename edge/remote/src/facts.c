@@ -74,6 +74,7 @@ void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out)
     uint32_t layer = 0, expert = 0;
     *out = (cw_edge_facts){.admitted = e->co.state == CO_ADMITTED,
                            .refused = e->refused,
+                           .tide = e->tide.state,
                            .epoch_term = e->epoch_term,
                            .epoch_number = e->epoch_number,
                            .ticket_not_after_ms = e->ticket_len ? e->ticket_end_ms : 0,
@@ -87,6 +88,11 @@ void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out)
     out->covered = out->n_homes == out->n_experts;
     if (!out->covered) why_not_covered(e, out, layer, expert, out->why, sizeof out->why);
     why_waiting(e, out);
+}
+
+cw_tide_state cw_edge_tide(const cw_edge *e)
+{
+    return e->tide.state;
 }
 
 bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)

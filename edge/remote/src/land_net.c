@@ -47,6 +47,9 @@ static void drain(cw_mainland *m)
 {
     cw_edge_act a;
     cw_err err = {0};
+    cw_tide_state tide = cw_edge_tide(m->edge);
+    atomic_store_explicit(&m->online, tide == CW_TIDE_ONLINE || tide == CW_TIDE_SUSPECT,
+                          memory_order_relaxed);
     while (cw_edge_take_act(m->edge, &a)) {
         switch (a.kind) {
         case CW_EDGE_DONE: finish(m, a.request); break;

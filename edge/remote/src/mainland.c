@@ -56,6 +56,7 @@ static cw_status fill_config(cw_mainland *m, cw_err *err)
     c->enrolled = m->member.enrolled;
     cw_random(c->instance, sizeof c->instance);
     cw_random(&c->seed, sizeof c->seed);
+    c->gives_way = m->o.gives_way;
     c->arithmetic_id = CW_ARITHMETIC_ID;
     c->fingerprint = cw_kernels_fingerprint(kn);
     c->n_layers = (uint32_t)m->o.config->n_layers;
@@ -156,6 +157,7 @@ cw_status cw_mainland_open(const cw_mainland_options *o, cw_mainland **out, cw_e
     cw_mainland *m = cw_calloc(1, sizeof *m);
     if (!m) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the connection to the cluster");
     m->o = *o;
+    atomic_init(&m->online, true);
     m->n_slots = o->max_tickets ? o->max_tickets : 4;
     if (!m->o.wait_ms) m->o.wait_ms = 30000;
     if (!m->o.call_ms) m->o.call_ms = 30000;
@@ -196,6 +198,11 @@ void cw_mainland_close(cw_mainland **mp)
     pthread_mutex_destroy(&m->lock);
     cw_free(m);
     *mp = NULL;
+}
+
+bool cw_mainland_is_online(const cw_mainland *m)
+{
+    return atomic_load_explicit(&m->online, memory_order_relaxed);
 }
 
 void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)

@@ -40,6 +40,7 @@ struct cw_mainland {
     cw_edge *edge;
     pthread_t thread;
     bool running;
+    atomic_bool online; /* written by the network thread */
     land_experts experts;
 
     size_t max_entries;

@@ -13,6 +13,7 @@
  */
 #pragma once
 #include "cw/machine.h"
+#include "cw/tide.h"
 
 typedef struct cw_edge cw_edge;
 
@@ -37,9 +38,12 @@ typedef struct {
     uint32_t n_layers, n_experts, d_model;
     const cw_edge_layer *layers; /* [n_layers], copied */
     uint64_t seed;               /* jitter */
-    int64_t idle_us;             /* worker links close after that long without a request [60 s] */
-    int64_t homeless_us;         /* how long an entry waits for a home before its request fails [10 s] */
-    int64_t reply_us;            /* no reply for that long: the call is taken back and sent again [5 s] */
+    /* Somebody else goes on while the mainland is out of reach: then open requests end at once, UNREACHABLE,
+     * and so do new ones. Otherwise they wait for its return, within their deadlines. */
+    bool gives_way;
+    int64_t idle_us;     /* worker links close after that long without a request [60 s] */
+    int64_t homeless_us; /* how long an entry waits for a home before its request fails [10 s] */
+    int64_t reply_us;    /* no reply for that long: the call is taken back and sent again [5 s] */
     /* A decode call is hedged when its service time passes what 99 of 100 took, but never before and, unless
      * the worker is slower than that by nature, never after these. [25 ms, 150 ms] */
     int64_t hedge_least_us, hedge_most_us;
@@ -160,9 +164,10 @@ typedef struct {
 void cw_edge_tell(cw_edge *e, const cw_edge_story *s);
 
 typedef struct {
-    bool admitted;               /* by the coordinator, now */
-    bool refused;                /* for good; why says it */
-    bool covered;                /* every expert has a home whose link is up */
+    bool admitted; /* by the coordinator, now */
+    bool refused;  /* for good; why says it */
+    bool covered;  /* every expert has a home whose link is up */
+    cw_tide_state tide;
     uint32_t n_workers, n_up;    /* in the epoch; links ready */
     uint32_t n_experts, n_homes; /* experts of the model; those with a link-up home */
     uint64_t epoch_term, epoch_number;
@@ -174,6 +179,8 @@ typedef struct {
     cw_edge_counts n;
 } cw_edge_facts;
 void cw_edge_get_facts(const cw_edge *e, cw_edge_facts *out);
+/* The tide of the facts alone; cheap. */
+cw_tide_state cw_edge_tide(const cw_edge *e);
 
 typedef struct {
     uint32_t id;

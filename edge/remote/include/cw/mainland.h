@@ -28,7 +28,8 @@ typedef struct {
     int max_rows;                  /* of one call of the engine */
     int max_tickets;               /* submits before the first collect, 0: 4 */
     int wait_ms;                   /* how long opening waits for a home of every expert, 0: 30 000 */
-    int call_ms;                   /* how long one layer may take before the answer fails, 0: 30 000 */
+    bool gives_way; /* a fallback goes on while the mainland is out of reach: calls fail then at once */
+    int call_ms;    /* how long one layer may take before the answer fails, 0: 30 000 */
     /* What is being waited for, in words; hashing the model file the first time reports bytes. From the
      * opening thread. */
     void (*say)(void *ctx, const char *text, uint64_t done, uint64_t total);
@@ -54,6 +55,10 @@ void cw_mainland_close(cw_mainland **m);
 
 /* For cw_engine_set_experts; owned by the mainland. Used by one thread at a time. */
 cw_experts *cw_mainland_experts(cw_mainland *m);
+
+/* Whether asking makes sense now: false from the moment the mainland was lost until its return has held
+ * (cw/tide.h). Never blocks. */
+bool cw_mainland_is_online(const cw_mainland *m);
 
 typedef struct {
     bool admitted, covered;
