@@ -194,7 +194,7 @@ static cw_status run(job *j, cw_err *err)
     CW_TRY_GOTO(st, cw_gguf_open(path, &g, err));
     CW_TRY_GOTO(st, cw_tok_new(g, &j->tok, err));
     CW_TRY_GOTO(st, cw_engine_open(g, &eo, &j->e, err));
-    if (j->o->join) CW_TRY_GOTO(st, cli_join(j->o, g, j->e, 30000, &land, err));
+    if (j->o->join) CW_TRY_GOTO(st, cli_join(j->o, g, j->e, 30000, false, &land, err));
     st = measure(j, err);
 fail:
     cw_session_free(&j->s);
