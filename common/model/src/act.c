@@ -42,6 +42,18 @@ void cw_act_quantise(cw_act *a, const cw_kernels *kn, cw_pool *pool)
     a->quantised = true;
 }
 
+bool cw_act_quantise_part(cw_act *a, const cw_kernels *kn, int32_t row, int64_t at, int64_t n)
+{
+    cw_a8 part = cw_a8_view(&a->a8, row, 1, at, n);
+    return kn->a8_quantise(&part, 0, a->x + row * a->k + at);
+}
+
+void cw_act_quantised(cw_act *a, bool finite)
+{
+    a->quantised = true;
+    a->finite = a->finite && finite;
+}
+
 cw_mm cw_act_product(cw_act *a, const cw_kernels *kn, cw_pool *pool, const cw_weight *w, float *y,
                      int64_t ldy)
 {

@@ -24,6 +24,10 @@ size_t cw_act_bytes(int max_rows, int64_t k);
 void cw_act_begin(cw_act *a, int32_t m);
 /* Quantises if that has not been done. */
 void cw_act_quantise(cw_act *a, const cw_kernels *kn, cw_pool *pool);
+/* The same for values [at, at + n) of one row, by any thread while that row is at hand; false where one is
+ * not finite. at and n multiples of 32. When all are done, cw_act_quantised says so. */
+CW_MUST_USE bool cw_act_quantise_part(cw_act *a, const cw_kernels *kn, int32_t row, int64_t at, int64_t n);
+void cw_act_quantised(cw_act *a, bool finite);
 /* The product of rows of `a` with `w` into y [m, ldy]; quantises first where `w` needs it. */
 cw_mm cw_act_product(cw_act *a, const cw_kernels *kn, cw_pool *pool, const cw_weight *w, float *y,
                      int64_t ldy);

@@ -7,6 +7,7 @@
 #include "engine_internal.h"
 #include "rope.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 /* --- memory --- */
@@ -47,13 +48,13 @@ static void take_attention(taker *t, cw_pass *p, const cw_model_config *c, int r
     p->attn_scratch = take(t, (size_t)cw_pool_threads(p->e->pool) * p->e->attn_plan.floats, sizeof(float));
     p->runs = take(t, n + 1, sizeof *p->runs);
     take_act(t, &p->o, rows, (int64_t)c->n_heads * c->d_v);
-    p->mm = take(t, heads + 3, sizeof *p->mm);
+    p->mm = take(t, 2 * heads + 3, sizeof *p->mm);
     if (!c->mla) return;
     take_act(t, &p->q_a, rows, c->q_lora);
     take_act(t, &p->q_nope, rows, (int64_t)c->n_heads * c->d_nope);
     take_act(t, &p->latent, rows, (int64_t)c->n_heads * c->kv_lora);
     p->q_abs = take(t, n * heads * (size_t)(c->kv_lora + c->d_rope), sizeof(float));
-    p->head_views = take(t, heads, sizeof *p->head_views);
+    p->head_views = take(t, 2 * heads, sizeof *p->head_views);
 }
 
 static void take_all(taker *t, cw_pass *p, const cw_engine *e)
@@ -110,48 +111,42 @@ void cw_pass_free(cw_pass **p)
 
 /* --- steps over rows --- */
 
+/* What happens to a row between two products, in one walk: a barrier less for each thing that is in it. */
 typedef struct {
     cw_pass *p;
-    const float *w;
+    float *add; /* x += add, where there is something to add; before that add += more */
+    const float *more;
+    const float *norm; /* h = norm of x, where there is one */
+    bool quantise;
+    atomic_bool bad;
 } row_step;
 
-static void norm_row(void *ctx, int row, int thread)
+static void step_row(void *ctx, int row, int thread)
 {
     (void)thread;
-    const row_step *s = ctx;
+    row_step *s = ctx;
     cw_pass *p = s->p;
-    int64_t at = (int64_t)row * p->e->config.d_model;
-    p->e->kn->rms_norm(p->h.x + at, p->x + at, s->w, p->e->config.d_model, p->e->config.norm_eps);
-}
-
-static void normalise(cw_pass *p, const float *w)
-{
-    row_step s = {p, w};
-    cw_act_begin(&p->h, p->n);
-    cw_pool_run(p->e->pool, norm_row, &s, p->n);
-}
-
-/* x += add, and before that add += more where there is more. */
-typedef struct {
-    cw_pass *p;
-    float *add;
-    const float *more;
-} residual_step;
-
-static void residual_row(void *ctx, int row, int thread)
-{
-    (void)thread;
-    const residual_step *s = ctx;
-    int d = s->p->e->config.d_model;
+    int d = p->e->config.d_model;
     int64_t at = (int64_t)row * d;
-    if (s->more) s->p->e->kn->add(s->add + at, s->more + at, d);
-    s->p->e->kn->add(s->p->x + at, s->add + at, d);
+    if (s->add && s->more) p->e->kn->add(s->add + at, s->more + at, d);
+    if (s->add) p->e->kn->add(p->x + at, s->add + at, d);
+    if (!s->norm) return;
+    p->e->kn->rms_norm(p->h.x + at, p->x + at, s->norm, d, p->e->config.norm_eps);
+    if (s->quantise && !cw_act_quantise_part(&p->h, p->e->kn, row, 0, d)) atomic_store(&s->bad, true);
+}
+
+static void run_rows(row_step *s)
+{
+    cw_pass *p = s->p;
+    if (s->norm) cw_act_begin(&p->h, p->n);
+    cw_pool_run(p->e->pool, step_row, s, p->n);
+    if (s->norm && s->quantise) cw_act_quantised(&p->h, !atomic_load(&s->bad));
 }
 
 static void add_residual(cw_pass *p, float *add, const float *more)
 {
-    residual_step s = {p, add, more};
-    cw_pool_run(p->e->pool, residual_row, &s, p->n);
+    row_step s = {.p = p, .add = add, .more = more};
+    run_rows(&s);
 }
 
 /* --- products --- */
@@ -209,13 +204,19 @@ cw_status cw_pass_layer_begin(cw_pass *p, int layer, cw_err *err)
         return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped on request");
     cw_phase_enter(p->e, CW_PHASE_ATTENTION);
     if (p->e->clock.on) cw_phase_count_layer(p->e, layer);
-    normalise(p, w->attn_norm);
+    /* The router alone reads f32 rows; where no weight reads A8, nothing is made that nobody reads. */
+    row_step first = {.p = p, .norm = w->attn_norm, .quantise = (w->q_a.n ? w->q_a : w->q).info->quantised};
+    run_rows(&first);
     CW_TRY(cw_pass_attention(p, layer, err));
-    add_residual(p, p->y, NULL);
 
     bool moe = cw_layer_is_moe(&p->e->config, layer);
     cw_phase_enter(p->e, moe ? CW_PHASE_ROUTER : CW_PHASE_FFN);
-    normalise(p, w->ffn_norm);
+    row_step second = {.p = p,
+                       .add = p->y,
+                       .norm = w->ffn_norm,
+                       .quantise = moe ? cw_expert_rows_kind(&p->e->shapes[layer]) == CW_ROWS_A8
+                                       : w->gate.info->quantised};
+    run_rows(&second);
     if (moe) CW_TRY(cw_pass_route(p, layer, err));
     cw_phase_enter(p->e, CW_PHASE_FFN);
     if (w->gate.n) CW_TRY(cw_pass_feed_forward(p, layer, err));

@@ -10,6 +10,7 @@
 #include "engine_internal.h"
 #include "rope.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 typedef struct {
@@ -17,6 +18,7 @@ typedef struct {
     int layer;
     const cw_layer_weights *w;
     int group, n_groups; /* heads that share a task, and such groups */
+    atomic_bool bad;     /* a value that is not finite was met in quantising */
 } step;
 
 /* --- attention itself: tasks are (run of rows, heads that share keys, group of these heads) --- */
@@ -56,13 +58,11 @@ static cw_attn of_run(const step *s, int run, int thread)
                      .scratch = p->attn_scratch + (size_t)thread * p->e->attn_plan.floats};
 }
 
-static void attend_latent(void *ctx, int task, int thread)
+/* Heads from `head` on of a run: the weighted sums of latents, quantised for v_b. */
+static void attend_heads(step *s, int run, int head, int thread)
 {
-    const step *s = ctx;
     cw_pass *p = s->p;
     const cw_model_config *c = &p->e->config;
-    /* Later rows see more keys: first, so that the threads end together. */
-    int run = p->n_runs - 1 - task / s->n_groups, head = task % s->n_groups * s->group;
     int width = c->kv_lora + c->d_rope;
     int64_t at = (int64_t)p->runs[run] * c->n_heads + head;
     cw_attn a = of_run(s, run, thread);
@@ -75,6 +75,18 @@ static void attend_latent(void *ctx, int task, int thread)
     a.o_head = c->kv_lora;
     a.o_row = (int64_t)c->n_heads * c->kv_lora;
     cw_attend(&a);
+    if (!s->w->v_b[0].info->quantised) return;
+    for (int row = p->runs[run]; row < p->runs[run + 1]; row++)
+        if (!cw_act_quantise_part(&p->latent, p->e->kn, row, (int64_t)head * c->kv_lora,
+                                  (int64_t)a.n_q * c->kv_lora))
+            atomic_store(&s->bad, true);
+}
+
+static void attend_latent(void *ctx, int task, int thread)
+{
+    step *s = ctx;
+    /* Later rows see more keys: first, so that the threads end together. */
+    attend_heads(s, s->p->n_runs - 1 - task / s->n_groups, task % s->n_groups * s->group, thread);
 }
 
 static void attend_grouped(void *ctx, int task, int thread)
@@ -112,7 +124,7 @@ static void norm_q_a(void *ctx, int row, int thread)
 static void place_latent_row(void *ctx, int row, int thread)
 {
     (void)thread;
-    const step *s = ctx;
+    step *s = ctx;
     cw_pass *p = s->p;
     const cw_model_config *c = &p->e->config;
     int half = c->d_rope / 2, width = c->kv_lora + c->d_rope;
@@ -132,27 +144,70 @@ static void place_latent_row(void *ctx, int row, int thread)
         memcpy(rotated, q + c->d_nope, (size_t)c->d_rope * sizeof *q);
         cw_rope_apply(rotated, cos_row, sin_row, half, c->rope_halves);
     }
+    if (s->w->k_b[0].info->quantised && !cw_act_quantise_part(&p->q_nope, p->e->kn, row, 0, p->q_nope.k))
+        atomic_store(&s->bad, true);
 }
 
-/* Each head's columns of `in` times that head's weight, to columns h * y_step of y. */
-static cw_status product_per_head(const step *s, cw_act *in, const cw_weight *w, float *y, int64_t y_step,
-                                  int64_t ldy, cw_err *err)
+/* Each head's columns of `in` times that head's weight, to columns h * y_step of y: products mm [n_heads]. */
+static void products_of_heads(const step *s, const cw_act *in, const cw_weight *w, float *y, int64_t y_step,
+                              int64_t ldy, cw_a8 *views, cw_mm *mm)
 {
-    cw_pass *p = s->p;
-    int heads = p->e->config.n_heads;
     int64_t k = w[0].k;
-    if (w[0].info->quantised) cw_act_quantise(in, p->e->kn, p->e->pool);
-    CW_TRY(cw_pass_check(in, s->layer, err));
-    for (int h = 0; h < heads; h++) {
-        cw_mm mm = {
-            .w = &w[h], .f32 = in->x + h * k, .ldx = in->k, .m = p->n, .y = y + h * y_step, .ldy = ldy};
+    for (int h = 0; h < s->p->e->config.n_heads; h++) {
+        mm[h] = (cw_mm){
+            .w = &w[h], .f32 = in->x + h * k, .ldx = in->k, .m = s->p->n, .y = y + h * y_step, .ldy = ldy};
         if (w[0].info->quantised) {
-            p->head_views[h] = cw_a8_view(&in->a8, 0, p->n, h * k, k);
-            mm.a8 = &p->head_views[h];
+            views[h] = cw_a8_view(&in->a8, 0, s->p->n, h * k, k);
+            mm[h].a8 = &views[h];
         }
-        p->mm[h] = mm;
+    }
+}
+
+/* What place_latent_row or the attention of all heads quantised on its way. */
+static cw_status quantised_on_the_way(step *s, cw_act *a, const cw_weight *w, cw_err *err)
+{
+    if (w[0].info->quantised) cw_act_quantised(a, !atomic_load(&s->bad));
+    return cw_pass_check(a, s->layer, err);
+}
+
+/* A group of heads from the queries to v_b's output: few rows have little for a barrier to share out. */
+static void whole_heads(void *ctx, int task, int thread)
+{
+    step *s = ctx;
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int first = task * s->group, last = first + s->group < c->n_heads ? first + s->group : c->n_heads;
+    const cw_mm *in = p->mm, *out = p->mm + c->n_heads;
+    for (int h = first; h < last; h++) p->e->kn->matmul(&in[h], 0, cw_weight_panels(in[h].w), 0, p->n);
+    for (int run = 0; run < p->n_runs; run++) attend_heads(s, run, first, thread);
+    for (int h = first; h < last; h++) p->e->kn->matmul(&out[h], 0, cw_weight_panels(out[h].w), 0, p->n);
+}
+
+/* From p->q_nope and the rotated parts of p->q_abs to p->o. */
+static cw_status attend_absorbed(step *s, cw_err *err)
+{
+    enum { FEW_ROWS = 4 };
+    cw_pass *p = s->p;
+    const cw_model_config *c = &p->e->config;
+    int heads = c->n_heads, width = c->kv_lora + c->d_rope;
+    CW_TRY(quantised_on_the_way(s, &p->q_nope, s->w->k_b, err));
+    products_of_heads(s, &p->q_nope, s->w->k_b, p->q_abs, width, (int64_t)heads * width, p->head_views,
+                      p->mm);
+    products_of_heads(s, &p->latent, s->w->v_b, p->o.x, c->d_v, p->o.k, p->head_views + heads, p->mm + heads);
+    cw_act_begin(&p->latent, p->n);
+    cw_act_begin(&p->o, p->n);
+    if (p->n <= FEW_ROWS && heads >= cw_pool_threads(p->e->pool)) {
+        int threads = cw_pool_threads(p->e->pool);
+        s->group = (heads + threads - 1) / threads;
+        if (s->group > CW_ATTN_MAX_GROUP) s->group = CW_ATTN_MAX_GROUP;
+        cw_pool_run(p->e->pool, whole_heads, s, (heads + s->group - 1) / s->group);
+        return quantised_on_the_way(s, &p->latent, s->w->v_b, err);
     }
     cw_matmul_many(p->e->pool, p->e->kn, p->mm, heads);
+    choose_groups(s, heads, 1);
+    cw_pool_run(p->e->pool, attend_latent, s, p->n_runs * s->n_groups);
+    CW_TRY(quantised_on_the_way(s, &p->latent, s->w->v_b, err));
+    cw_matmul_many(p->e->pool, p->e->kn, p->mm + heads, heads);
     return CW_OK;
 }
 
@@ -180,14 +235,7 @@ static cw_status latent_attention(step *s, cw_err *err)
         cw_pass_attend_expanded(p, s->layer);
         return CW_OK;
     }
-    CW_TRY(product_per_head(s, &p->q_nope, s->w->k_b, p->q_abs, width, (int64_t)c->n_heads * width, err));
-
-    cw_act_begin(&p->latent, p->n);
-    choose_groups(s, c->n_heads, 1);
-    cw_pool_run(p->e->pool, attend_latent, s, p->n_runs * s->n_groups);
-
-    cw_act_begin(&p->o, p->n);
-    return product_per_head(s, &p->latent, s->w->v_b, p->o.x, c->d_v, p->o.k, err);
+    return attend_absorbed(s, err);
 }
 
 /* --- grouped-query attention --- */

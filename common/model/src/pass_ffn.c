@@ -2,24 +2,29 @@
 #include "engine_internal.h"
 #include "router.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 typedef struct {
     cw_pass *p;
     const cw_layer_weights *w;
+    cw_act *gated;
+    atomic_bool bad;
 } step;
 
 static void gate_row(void *ctx, int row, int thread)
 {
     (void)thread;
-    const step *s = ctx;
+    step *s = ctx;
     int64_t n = s->w->gate.n, at = row * n;
     s->p->e->kn->silu_mul(s->p->gated.x + at, s->p->gated.x + at, s->p->up + at, n);
+    if (s->w->down.info->quantised && !cw_act_quantise_part(s->gated, s->p->e->kn, row, 0, n))
+        atomic_store(&s->bad, true);
 }
 
 cw_status cw_pass_feed_forward(cw_pass *p, int layer, cw_err *err)
 {
-    step s = {p, &p->e->weights.layers[layer]};
+    step s = {.p = p, .w = &p->e->weights.layers[layer]};
     cw_act gated =
         p->gated; /* dense and shared widths differ: the same memory, as narrow as this layer needs */
     gated.k = s.w->gate.n;
@@ -30,7 +35,9 @@ cw_status cw_pass_feed_forward(cw_pass *p, int layer, cw_err *err)
     CW_TRY(cw_pass_check(&p->h, layer, err));
     cw_matmul_many(p->e->pool, p->e->kn, mm, 2);
     cw_act_begin(&gated, p->n);
+    s.gated = &gated;
     cw_pool_run(p->e->pool, gate_row, &s, p->n);
+    if (s.w->down.info->quantised) cw_act_quantised(&gated, !atomic_load(&s.bad));
     return cw_pass_product(p, &gated, &s.w->down, p->y, layer, err);
 }
 
@@ -47,7 +54,7 @@ static void route_row(void *ctx, int row, int thread)
 
 cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
 {
-    step s = {p, &p->e->weights.layers[layer]};
+    step s = {.p = p, .w = &p->e->weights.layers[layer]};
     const cw_model_config *c = &p->e->config;
     CW_TRY(cw_pass_product(p, &p->h, &s.w->router, p->scores, layer, err));
     cw_pool_run(p->e->pool, route_row, &s, p->n);

@@ -32,6 +32,7 @@ struct cw_pool {
     _Atomic bool caller_sleeps;
     _Atomic bool stop;
     _Atomic bool running; /* a cw_pool_run is in progress */
+    uint64_t barriers;    /* the caller's */
     bool spin;
     int n_threads, n_started;
     pthread_mutex_t lock;
@@ -194,6 +195,11 @@ int cw_pool_threads(const cw_pool *pool)
     return pool ? pool->n_threads : 1;
 }
 
+uint64_t cw_pool_barriers(const cw_pool *pool)
+{
+    return pool ? pool->barriers : 0;
+}
+
 static void wait_until_done(cw_pool *p, uint32_t n)
 {
     if (p->spin) {
@@ -221,6 +227,7 @@ void cw_pool_run(cw_pool *pool, cw_pool_fn fn, void *ctx, int n_tasks)
         if (pool) atomic_store(&pool->running, false);
         return;
     }
+    pool->barriers++;
     uint64_t next_run = (uint64_t)(run_of(atomic_load(&pool->ticket)) + 1) << 32;
     atomic_store(&pool->ticket, next_run | CLOSED);
     atomic_store_explicit(&pool->fn, fn, memory_order_release);

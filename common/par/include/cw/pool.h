@@ -36,6 +36,10 @@ int cw_pool_threads(const cw_pool *pool);
  */
 void cw_pool_run(cw_pool *pool, cw_pool_fn fn, void *ctx, int n_tasks);
 
+/* How many of them had tasks for more than one thread, and so ended in a wait; runs of one task and pools of
+ * one thread cost no barrier. Between runs. */
+uint64_t cw_pool_barriers(const cw_pool *pool);
+
 /* Puts the calling thread into the project's arithmetic: round to nearest even, subnormals kept in operands
  * and results. Every thread that computes rows calls it once; pool threads do it themselves. */
 void cw_fp_setup(void);
