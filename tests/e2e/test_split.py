@@ -1,10 +1,12 @@
 """Split over any number of workers, of any instruction set, gives the bytes of a local run; and a worker may die meanwhile."""
 import json
 import pathlib
+import signal
 import struct
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 
 from cluster import BIN, PATIENCE, PROMPT, ROOT, TEACHER, Cluster, ask_local, eventually
@@ -172,6 +174,45 @@ class AWorkerDies(unittest.TestCase):
             self.assertEqual(code, 0, err)
             self.assertEqual("".join(line.get("text", "") for line in json_lines(out)), local)
             self.assertEqual(a.wait(), 0, a.said())
+
+
+def cpu_ms(pid):
+    """CPU time of all threads of a process so far, from the scheduler's own nanoseconds."""
+    total = 0
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            pass  # a thread that has just ended
+    return total / 1e6
+
+
+@unittest.skipUnless(pathlib.Path("/proc/self/schedstat").exists(), "this kernel keeps no such account")
+class TheEdgeWaits(unittest.TestCase):
+    def test_and_burns_nothing_while_its_calls_are_held(self):
+        local, _ = ask_local(n=200)
+        with Cluster() as c:
+            w = c.start_worker("a")
+            eventually("it is ready", lambda: any(x["state"] == "ready" for x in json_lines(c.admin("workers", "--json").stdout)))
+            edge = c.start("edge", [BIN / "causeway", "run", "--join", c.join("edge"), "--mode", "split", "-m", TEACHER, "-p", PROMPT,
+                                    "--temp", "0", "-n", "200", "--json", "--threads", "2", "--state", c.dir / "edge"])
+            eventually("the first piece", lambda: "text" in edge.out() or not edge.running())
+            w.popen.send_signal(signal.SIGSTOP)
+            try:
+                # What was on its way when the worker stopped is worked off first.
+                time.sleep(0.05)
+                self.assertTrue(edge.running(), edge.said())
+                before, start = cpu_ms(edge.popen.pid), time.monotonic()
+                time.sleep(1)
+                self.assertTrue(edge.running(), edge.said())
+                burnt, seconds = cpu_ms(edge.popen.pid) - before, time.monotonic() - start
+            finally:
+                w.popen.send_signal(signal.SIGCONT)
+            print(f"{burnt:.2f} ms of CPU time in {seconds:.2f} s of waiting")
+            # 3 to 6 on a machine with other work; a thread that spins would show 1000.
+            self.assertLess(burnt, 10 * PATIENCE * seconds)
+            self.assertEqual(edge.wait(), 0, edge.said())
+            self.assertEqual("".join(line.get("text", "") for line in json_lines(edge.out())), local)
 
 
 class TheTokenLoop(unittest.TestCase):

@@ -1,5 +1,7 @@
 #include "cw/mem.h"
+#include "cw/numa.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -144,6 +146,16 @@ void *cw_pages_alloc(size_t bytes)
     if (end < p + reserve) munmap(end, (size_t)(p + reserve - end));
     madvise(start, bytes, MADV_HUGEPAGE); /* a wish: refusal only costs speed */
     return start;
+}
+
+void *cw_pages_alloc_spread(size_t bytes)
+{
+    void *p = cw_pages_alloc(bytes);
+    /* Asked once: the machine does not change, and a second asker gets the same answer. */
+    static _Atomic uint64_t nodes;
+    if (p && atomic_load(&nodes) == 0) atomic_store(&nodes, cw_numa_nodes());
+    if (p) cw_numa_spread(p, bytes, atomic_load(&nodes));
+    return p;
 }
 
 void cw_pages_free(void *p, size_t bytes)

@@ -188,7 +188,7 @@ static cw_status make_expert(const cw_expert_shape *shape, int layer, int id, cw
 {
     cw_expert *e = cw_calloc(1, sizeof *e);
     size_t bytes = cw_expert_packed_bytes(shape);
-    uint8_t *mem = cw_pages_alloc(bytes);
+    uint8_t *mem = cw_pages_alloc_spread(bytes);
     if (!e || !mem) {
         cw_free(e);
         cw_pages_free(mem, bytes);

@@ -30,7 +30,7 @@ void *cw_weight_store_alloc(cw_weight_store *s, size_t bytes)
         block *b = cw_calloc(1, sizeof *b);
         if (!b) return NULL;
         b->bytes = bytes < SHARED_BLOCK ? SHARED_BLOCK : bytes;
-        b->mem = cw_pages_alloc(b->bytes);
+        b->mem = cw_pages_alloc_spread(b->bytes);
         if (!b->mem) {
             cw_free(b);
             return NULL;

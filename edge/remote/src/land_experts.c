@@ -8,7 +8,8 @@
 #include "cw/mem.h"
 #include "mainland_internal.h"
 
-enum { CANCEL_POLL_MS = 10, PREFILL_ROWS = 16 };
+/* The flag has no bell: how long a cancelled wait may go on, against waking up for nothing. */
+enum { CANCEL_POLL_MS = 40, PREFILL_ROWS = 16 };
 
 static size_t slot_bytes(const cw_mainland *m)
 {

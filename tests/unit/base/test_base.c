@@ -3,10 +3,13 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "cw/bytes.h"
 #include "cw/mem.h"
+#include "cw/numa.h"
 
 static void f16_survives_a_round_trip_for_every_value(void **state)
 {
@@ -91,9 +94,61 @@ static void guard_counts_allocations(void **state)
     assert_int_equal(cw_alloc_guard_end(), 1);
 }
 
+static void lists_of_nodes_are_read(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t nodes;
+    } good[] = {{"0", 1}, {"0\n", 1}, {"0-1\n", 3}, {"0-2,5\n", 0x27}, {"1,3", 10}, {"62-70", 3ull << 62},
+                {"99", 0}};
+    static const char *const bad[] = {"", "\n", "a", "0-", "-1", "2-1", "0,", "0 1", "0-1-2", "1234567"};
+    uint64_t nodes = 0;
+    for (size_t i = 0; i < CW_ARRAY_LEN(good); i++) {
+        assert_true(cw_numa_parse(good[i].text, &nodes));
+        assert_true(nodes == good[i].nodes);
+    }
+    nodes = 77;
+    for (size_t i = 0; i < CW_ARRAY_LEN(bad); i++) assert_false(cw_numa_parse(bad[i], &nodes));
+    assert_true(nodes == 77 && cw_numa_nodes() != 0);
+}
+
+/* The policy of the page at p, or -1 where the kernel does not tell. */
+static int policy_of(void *p)
+{
+    int mode = -1;
+    return syscall(SYS_get_mempolicy, &mode, NULL, 0ul, p, 2ul /* MPOL_F_ADDR */) == 0 ? mode : -1;
+}
+
+static void shared_pages_are_spread_over_nodes_and_left_alone_on_one(void **state)
+{
+    (void)state;
+    enum { BYTES = 4 << 20, INTERLEAVE = 3 };
+    uint8_t *one = cw_pages_alloc(BYTES), *many = cw_pages_alloc(BYTES);
+    assert_true(one && many);
+    assert_true(cw_numa_spread(one, BYTES, 1)); /* a single node: not even a call */
+    if (policy_of(one) >= 0) assert_int_not_equal(policy_of(one), INTERLEAVE);
+    /* Nodes that are not there are left out by the kernel as long as one is; some sandboxes forbid the call.
+     */
+    bool agreed = cw_numa_spread(many, BYTES, 3);
+    if (agreed && policy_of(many) >= 0) assert_int_equal(policy_of(many), INTERLEAVE);
+    memset(many, 1, BYTES); /* usable either way */
+    uint8_t *shared = cw_pages_alloc_spread(BYTES);
+    assert_non_null(shared);
+    uint64_t nodes = cw_numa_nodes();
+    if ((nodes & (nodes - 1)) == 0 && policy_of(shared) >= 0)
+        assert_int_not_equal(policy_of(shared), INTERLEAVE);
+    memset(shared, 1, BYTES);
+    cw_pages_free(one, BYTES);
+    cw_pages_free(many, BYTES);
+    cw_pages_free(shared, BYTES);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lists_of_nodes_are_read),
+        cmocka_unit_test(shared_pages_are_spread_over_nodes_and_left_alone_on_one),
         cmocka_unit_test(f16_survives_a_round_trip_for_every_value),
         cmocka_unit_test(f16_rounds_to_nearest_even),
         cmocka_unit_test(error_prefix_keeps_the_sentence),

@@ -372,6 +372,34 @@ static void models_without_the_optional_parts_run(void **state)
     }
 }
 
+/* Between two barriers every thread waits for the slowest; each is worth a look before it is added. */
+static void a_layer_takes_few_barriers(void **state)
+{
+    (void)state;
+    enum { ONE_ROW = 11, MANY_ROWS = 20, AT_THE_END = 2 };
+    model_spec spec = model_spec_v3();
+    spec.type = CW_TYPE_Q8_0;
+    cw_engine *e = open_with(&spec, (cw_engine_options){.max_rows = 32, .n_threads = 3});
+    cw_session *s = session(e, 0);
+    int32_t t[32];
+    float logits[VOCAB];
+    count_up(t, 32, 1);
+    static const struct {
+        int rows, most;
+    } passes[] = {{32, MANY_ROWS}, {1, ONE_ROW}};
+    for (size_t i = 0; i < CW_ARRAY_LEN(passes); i++) {
+        uint64_t before = cw_pool_barriers(cw_engine_pool(e));
+        assert_int_equal(cw_session_eval(s, t, passes[i].rows, logits, NULL, NULL), CW_OK);
+        uint64_t n = cw_pool_barriers(cw_engine_pool(e)) - before;
+        uint64_t most = (uint64_t)(passes[i].most * cw_engine_config(e)->n_layers + AT_THE_END);
+        if (n == 0 || n > most)
+            fail_msg("%d rows: %llu barriers, at most %llu", passes[i].rows, (unsigned long long)n,
+                     (unsigned long long)most);
+    }
+    cw_session_free(&s);
+    cw_engine_close(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -385,6 +413,7 @@ int main(void)
         cmocka_unit_test(loading_reports_every_byte_and_can_be_stopped),
         cmocka_unit_test(kv_type_follows_the_weights),
         cmocka_unit_test(models_without_the_optional_parts_run),
+        cmocka_unit_test(a_layer_takes_few_barriers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -54,4 +54,6 @@ void cw_arena_reset(cw_arena *a, size_t mark);
 
 /* Pages: anonymous memory outside the heap, huge pages where the system gives them; zeroed. NULL when refused. */
 CW_MUST_USE void *cw_pages_alloc(size_t bytes);
+/* The same for what threads of every node read, such as weights: see cw/numa.h. */
+CW_MUST_USE void *cw_pages_alloc_spread(size_t bytes);
 void cw_pages_free(void *p, size_t bytes);
