@@ -13,7 +13,7 @@
 
 typedef struct {
     const char *state, *model, *fallback, *listen, *advertise, *store_listen, *store_advertise, *metrics;
-    int log_level;
+    int64_t ticket_lifetime;
     uint64_t store_rate;
     int64_t max_workers, max_edges, max_edges_per_token;
     bool json, no_wait;
@@ -53,8 +53,10 @@ static const cw_option serve_rows[] = {
      "edges connected at once"},
     {"max-edges-per-token", 0, CW_OPT_INT, AT(max_edges_per_token), "N", NULL, 0, 100000, "256", NULL, NULL,
      0, "edges connected at once through one join string; 0: any number"},
-    {"log-level", 0, CW_OPT_ENUM, AT(log_level), NULL, "error|warn|info|debug", 0, 0, "warn", NULL, "Log", 0,
-     "how much is told on standard error; info: everybody who comes and goes, every move"},
+    {"ticket-lifetime", 0, CW_OPT_DURATION, AT(ticket_lifetime), "TIME", NULL, 2, 86400, "1h", NULL, NULL, 0,
+     "how long an edge's ticket is good; it is renewed at half, and honoured for a day longer while this "
+     "coordinator "
+     "is away"},
     {0},
 };
 
@@ -200,7 +202,6 @@ static const cw_program program = {
 static cw_status serve(const options *o, cw_err *err)
 {
     CW_TRY(cw_signal_install(err));
-    cw_log_set_level((cw_log_level)o->log_level);
     shell_options s = {.model = o->model,
                        .fallback = o->fallback,
                        .listen = o->listen,
@@ -209,6 +210,7 @@ static cw_status serve(const options *o, cw_err *err)
                        .store_advertise = o->store_advertise,
                        .state_dir = o->state,
                        .metrics = o->metrics,
+                       .ticket_ms = (uint32_t)(o->ticket_lifetime / 1000),
                        .store_rate = o->store_rate,
                        .max_workers = (uint32_t)o->max_workers,
                        .max_edges = (uint32_t)o->max_edges,

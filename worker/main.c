@@ -10,7 +10,7 @@ typedef struct {
     const char *join, *name, *state, *listen, *advertise, *model, *isa, *metrics;
     uint64_t memory, disk;
     int64_t threads, fault_zap;
-    double drain_timeout;
+    int64_t drain_timeout;
 } options;
 
 #define AT(field) offsetof(options, field)
@@ -38,8 +38,10 @@ static const cw_option rows[] = {
     {"isa", 0, CW_OPT_STRING, AT(isa), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
      "instruction set: scalar, avx2, avx512 or neon; without it the best of this machine (results are the "
      "same)"},
-    {"drain-timeout", 0, CW_OPT_FLOAT, AT(drain_timeout), "S", NULL, 0, 3600, "30", NULL, "Stopping", 0,
-     "SIGTERM: seconds the coordinator may take to give the experts here other homes, while this worker goes "
+    {"drain-timeout", 0, CW_OPT_DURATION, AT(drain_timeout), "TIME", NULL, 0, 3600, "30s", NULL, "Stopping",
+     0,
+     "SIGTERM: how long the coordinator may take to give the experts here other homes, while this worker "
+     "goes "
      "on "
      "serving; a second SIGTERM ends it at once; 0: do not wait"},
     {"metrics", 0, CW_OPT_STRING, AT(metrics), "ADDR", NULL, 0, 0, NULL, NULL, "Watching", 0,
@@ -98,7 +100,7 @@ int main(int argc, char **argv)
                             .model = o.model,
                             .disk = o.disk,
                             .metrics = o.metrics,
-                            .drain_ms = (uint32_t)(o.drain_timeout * 1000),
+                            .drain_ms = (uint32_t)(o.drain_timeout / 1000),
                             .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);

@@ -13,6 +13,7 @@ typedef struct {
     const char *state_dir;
     uint64_t store_rate; /* bytes a second and worker; 0: no limit */
     const char *metrics; /* loopback address, or NULL */
+    uint32_t ticket_ms; /* how long edges' tickets are good */
     uint32_t max_workers, max_edges, max_edges_per_token;
 } shell_options;
 

@@ -128,6 +128,7 @@ static cw_status open_machine(shell *s, cw_err *err)
     c.arithmetic_id = s->model.arithmetic_id;
     c.fingerprint = s->model.fingerprint;
     cw_random(&c.seed, sizeof c.seed);
+    c.times.ticket_ms = s->opts.ticket_ms;
     c.max_workers = s->opts.max_workers;
     c.max_edges = s->opts.max_edges;
     c.n_layers = (uint32_t)s->model.config.n_layers;
