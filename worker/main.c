@@ -8,7 +8,7 @@
 
 typedef struct {
     const char *join, *name, *state, *listen, *advertise, *model, *isa, *metrics;
-    uint64_t memory, disk;
+    uint64_t memory, disk, pull_limit;
     int64_t threads, fault_zap;
     int64_t drain_timeout;
 } options;
@@ -35,6 +35,8 @@ static const cw_option rows[] = {
      "local copy of the cluster's model, so that nothing has to be pulled from the coordinator"},
     {"disk", 0, CW_OPT_SIZE, AT(disk), "SIZE", NULL, 0, 0, "4G", NULL, NULL, 0,
      "keep pulled chunks on disk up to this size, so that a restart is quick; 0: keep none"},
+    {"pull-limit", 0, CW_OPT_SIZE, AT(pull_limit), "SIZE", NULL, 0, 0, "64M", NULL, NULL, 0,
+     "bytes of weights a second, pulled or given to other workers, while calls are served; 0: no limit"},
     {"isa", 0, CW_OPT_STRING, AT(isa), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
      "instruction set: scalar, avx2, avx512 or neon; without it the best of this machine (results are the "
      "same)"},
@@ -101,6 +103,7 @@ int main(int argc, char **argv)
                             .disk = o.disk,
                             .metrics = o.metrics,
                             .drain_ms = (uint32_t)(o.drain_timeout / 1000),
+                            .pull_limit = o.pull_limit,
                             .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);

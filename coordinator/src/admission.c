@@ -213,18 +213,23 @@ static void send_refusal(cw_outbox *out, cw_link link, Cw__Pb__RefusalCode code,
     cw_send(out, link, &env, NULL, 0);
 }
 
-/* Signed(TicketBody) for this edge, freed by the caller; empty when out of memory. */
-static ProtobufCBinaryData make_ticket(cw_coordinator *c, const member *m, int64_t wall_ms)
+uint64_t serial_next(cw_coordinator *c)
 {
     if (c->serial == c->serial_saved) { /* one row for a thousand tickets */
         c->serial_saved += 1000;
         save_serial(c);
     }
+    return c->serial++;
+}
+
+/* Signed(TicketBody) for this edge, freed by the caller; empty when out of memory. */
+static ProtobufCBinaryData make_ticket(cw_coordinator *c, const member *m, int64_t wall_ms)
+{
     cw_ticket t = {.edge = m->row.key,
                    .not_after_ms = (uint64_t)wall_ms + c->cfg.times.ticket_ms,
                    .streams = c->cfg.ticket_streams,
                    .rows_per_s = c->cfg.ticket_rows_per_s,
-                   .serial = c->serial++};
+                   .serial = serial_next(c)};
     memcpy(t.cluster, c->cfg.cluster_id, sizeof t.cluster);
     memcpy(t.model_digest, c->cfg.model_digest, sizeof t.model_digest);
     ProtobufCBinaryData out = {0, NULL};
@@ -304,6 +309,7 @@ static void take_facts(member *m, const Cw__Pb__Hello *h)
     w->threads = h->worker->threads;
     w->speed = h->worker->speed;
     w->local_model = h->worker->local_model;
+    w->gives_chunks = h->capabilities & CW_CAN_GIVE_CHUNKS;
     w->heard = false; /* the first Holdings of this link tell what is there */
     w->trouble[0] = 0;
     w->retry_us = INT64_MAX;

@@ -322,6 +322,7 @@ static void on_tick(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 
 void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
 {
+    c->wall_ms = ev->wall_ms;
     bool step = true;
     forgive_sleep(c, ev->now_us);
     switch (ev->kind) {

@@ -15,6 +15,7 @@ typedef struct {
     uint32_t threads;
     float speed;
     bool local_model;
+    bool gives_chunks; /* other workers may fetch chunks there */
     bool heard;               /* Holdings came on this link: `held` is the truth */
     bool planned;             /* the placement counts on it */
     int64_t lost_us;          /* since when it is away, where it has no link */
@@ -136,6 +137,7 @@ struct cw_coordinator {
     uint64_t audit_id, report_round, random;
     int64_t audit_rest_us; /* no round in the background before */
 
+    int64_t wall_ms;      /* of the last event */
     int64_t last_us;      /* time of the last event, to notice that this process slept */
     int64_t settle_until; /* 0: not settling */
     int64_t replan_us;    /* when placement runs next; INT64_MAX: no need */
@@ -191,7 +193,17 @@ void save_serial(cw_coordinator *c);
 /* Revoked edge keys, 32 bytes each, as Welcome and Ticket carry them; heap, NULL when there are none. */
 uint8_t *revoked_edges(const cw_coordinator *c, size_t *len);
 
+/* ---- sources.c */
+typedef struct {
+    size_t n;
+    Cw__Pb__ChunkSource sources[CW_MAX_SOURCES], *list[CW_MAX_SOURCES];
+} source_list;
+/* Workers that hold some of these experts and give chunks, with tickets for this one. Borrows from members. */
+void sources_fill(cw_coordinator *c, const member *m, const cw_expert_bits *bits, source_list *l);
+void sources_free(source_list *l);
+
 /* ---- admission.c */
+uint64_t serial_next(cw_coordinator *c); /* of a ticket */
 /* First message of a link: Welcome, or Refusal and close. */
 void admit(cw_coordinator *c, link_state *l, const cw_event *ev, cw_outbox *out);
 void send_ticket(cw_coordinator *c, member *m, const cw_event *ev, cw_outbox *out);

@@ -165,10 +165,14 @@ static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, 
     Cw__Pb__Assign a = CW__PB__ASSIGN__INIT;
     Cw__Pb__Drop d = CW__PB__DROP__INIT;
     worker_state *w = m->worker;
+    source_list sources = {0};
     w->seq++;
     count_add(assign ? COUNT_ASSIGNED : COUNT_DROPPED, cw_expert_bits_count(bits));
     if (assign) count_add(COUNT_ASSIGNED_BYTES, cw_expert_bits_bytes(bits, c->expert_bytes));
     if (assign) {
+        sources_fill(c, m, bits, &sources);
+        a.n_sources = sources.n;
+        a.sources = sources.list;
         w->assign_seq = a.seq = w->seq;
         a.n_sets = s.n;
         a.sets = s.sets;
@@ -183,6 +187,7 @@ static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, 
     }
     cw_send(out, m->link, &env, NULL, 0);
     set_list_free(&s);
+    sources_free(&sources);
     CW_LOG_I("coordinator", "%s worker=\"%s\" seq=%llu experts=%u", assign ? "assign" : "drop", m->row.name,
              (unsigned long long)w->seq, cw_expert_bits_count(bits));
 }

@@ -143,6 +143,7 @@ void calls_accept(cw_worker *w, peer *p, cw_event *ev, cw_outbox *out)
         reply_fail(w, p, v.id, CW__PB__FAIL_CODE__FAIL_BUSY, 0, 0, BUSY_RETRY_MS, "out of memory", out);
     } else {
         ev->msg = NULL; /* kept */
+        w->last_call_us = w->now_us;
         w->bytes_in += in;
     }
 }

@@ -47,6 +47,7 @@ static void say_hello(cw_worker *w, cw_outbox *out)
     h.software = (char *)"causeway " CW_VERSION;
     h.role = CW__PB__ROLE__ROLE_WORKER, h.purpose = CW__PB__PURPOSE__PURPOSE_CONTROL;
     h.name = w->c.name;
+    h.capabilities = w->c.gives_chunks ? CW_CAN_GIVE_CHUNKS : 0;
     h.arithmetic_id = w->c.arithmetic_id, h.fingerprint = w->c.fingerprint;
     if (w->c.has_local_model) h.model_digest = (ProtobufCBinaryData){CW_DIGEST_BYTES, w->c.local_digest};
     h.epoch_term = w->epoch_term, h.epoch_number = w->epoch_number;
@@ -68,7 +69,7 @@ static void say_hello(cw_worker *w, cw_outbox *out)
 }
 
 /* Takes the epoch when it is signed, of this cluster and model, and newer than ours. */
-static void take_epoch(cw_worker *w, const cw_frame *f)
+void coordinator_epoch(cw_worker *w, const cw_frame *f)
 {
     Cw__Pb__EpochBody *e = NULL;
     cw_err err = {0};
@@ -86,13 +87,14 @@ static void take_epoch(cw_worker *w, const cw_frame *f)
         w->epoch = copy;
         w->epoch_len = f->len;
         w->epoch_term = e->term;
+        saved_dirty(w);
         w->epoch_number = e->number;
     }
     cw_epoch_free(&e);
 }
 
 /* Replaces the list; lists are short (keys revoked since the oldest live ticket). */
-static void take_revoked(cw_worker *w, ProtobufCBinaryData list, cw_outbox *out)
+void coordinator_revoked(cw_worker *w, ProtobufCBinaryData list, cw_outbox *out)
 {
     size_t n = list.len / CW_KEY_BYTES;
     cw_key *keys = cw_calloc(n, sizeof *keys);
@@ -106,6 +108,7 @@ static void take_revoked(cw_worker *w, ProtobufCBinaryData list, cw_outbox *out)
         bool known = false;
         for (size_t k = 0; k < n_old && !known; k++) known = cw_key_equal(&keys[i], &old[k]);
         if (!known) worker_act(w, CW_WORKER_REVOKED)->key = keys[i];
+        if (!known) saved_dirty(w);
     }
     cw_free(old);
     edges_revoke(w, out);
@@ -119,7 +122,7 @@ static void digest_text(const uint8_t *d, char out[17])
 /* Whether this worker can serve what the coordinator serves; ends the process with a sentence otherwise. */
 static bool model_fits(cw_worker *w, const Cw__Pb__Welcome *m, cw_outbox *out)
 {
-    const uint8_t *mine = w->c.has_local_model ? w->c.local_digest : w->has_cluster ? w->digest : NULL;
+    const uint8_t *mine = w->c.has_local_model ? w->c.local_digest : w->model_asked ? w->digest : NULL;
     if (!mine || !memcmp(mine, m->model_digest.data, CW_DIGEST_BYTES)) return true;
     char a[17], b[17];
     digest_text(mine, a);
@@ -139,6 +142,23 @@ static bool model_fits(cw_worker *w, const Cw__Pb__Welcome *m, cw_outbox *out)
     return false;
 }
 
+void coordinator_cluster(cw_worker *w, const Cw__Pb__Welcome *m)
+{
+    bool same = w->has_cluster && !memcmp(w->cluster_id, m->cluster_id.data, CW_CLUSTER_BYTES) &&
+                !memcmp(w->digest, m->model_digest.data, CW_DIGEST_BYTES);
+    if (!same) {
+        w->epoch_term = w->epoch_number = w->epoch_len = 0;
+        saved_dirty(w);
+    }
+    w->has_cluster = true;
+    memcpy(w->cluster_id, m->cluster_id.data, CW_CLUSTER_BYTES);
+    memcpy(w->digest, m->model_digest.data, CW_DIGEST_BYTES);
+    memcpy(w->sign_key.b, m->sign_key.data, CW_KEY_BYTES);
+    snprintf(w->model_name, sizeof w->model_name, "%s", m->model_name);
+    snprintf(w->store_address, sizeof w->store_address, "%s", m->store_address);
+    w->co.heartbeat_us = (int64_t)m->heartbeat_ms * 1000;
+}
+
 static void welcome(cw_worker *w, const cw_msg *msg, cw_outbox *out)
 {
     const Cw__Pb__Welcome *m = msg->env->welcome;
@@ -149,16 +169,8 @@ static void welcome(cw_worker *w, const cw_msg *msg, cw_outbox *out)
         return;
     }
     if (!model_fits(w, m, out)) return;
-    bool same = w->has_cluster && !memcmp(w->cluster_id, m->cluster_id.data, CW_CLUSTER_BYTES);
-    if (!same) w->epoch_term = w->epoch_number = w->epoch_len = 0;
-    w->has_cluster = true;
-    memcpy(w->cluster_id, m->cluster_id.data, CW_CLUSTER_BYTES);
-    memcpy(w->digest, m->model_digest.data, CW_DIGEST_BYTES);
-    memcpy(w->sign_key.b, m->sign_key.data, CW_KEY_BYTES);
-    snprintf(w->model_name, sizeof w->model_name, "%s", m->model_name);
-    snprintf(w->store_address, sizeof w->store_address, "%s", m->store_address);
-    w->wall_offset_ms = (int64_t)m->wall_ms - w->wall_ms;
-    w->co.heartbeat_us = (int64_t)m->heartbeat_ms * 1000;
+    coordinator_cluster(w, m);
+    worker_set_clock(w, m->wall_ms);
     w->co.state = CO_ADMITTED;
     w->co.admitted_us = w->now_us;
     w->co.last_ping_us = w->now_us;
@@ -168,8 +180,10 @@ static void welcome(cw_worker *w, const cw_msg *msg, cw_outbox *out)
         w->co.enrolled = true;
         worker_act(w, CW_WORKER_ENROLLED);
     }
-    take_revoked(w, m->revoked, out);
-    if (msg->n_frames) take_epoch(w, &msg->frames[0]);
+    if (w->took_up) holdings_forget_missing(w, out);
+    w->took_up = false;
+    coordinator_revoked(w, m->revoked, out);
+    if (msg->n_frames) coordinator_epoch(w, &msg->frames[0]);
     worker_say(w, "in the cluster of %.200s, model \"%.100s\"", w->c.coordinator, w->model_name);
     holdings_send(w,
                   out); /* at once, empty or not: the coordinator waits for it before it assigns anything */
@@ -208,6 +222,22 @@ static void pong(cw_worker *w, const Cw__Pb__Ping *p, cw_outbox *out)
     cw_send(out, w->co.link, &env, NULL, 0);
 }
 
+/* Whoever else has chunks, for the loader. */
+static void sources(cw_worker *w, const Cw__Pb__Assign *m)
+{
+    for (size_t i = 0; i < m->n_sources; i++) {
+        const Cw__Pb__ChunkSource *c = m->sources[i];
+        cw_fetch_source *s = cw_calloc(1, sizeof *s);
+        if (!s) return; /* the coordinator has the chunks too */
+        snprintf(s->name, sizeof s->name, "%s", c->name);
+        snprintf(s->address, sizeof s->address, "%s", c->address);
+        memcpy(s->key.b, c->key.data, CW_KEY_BYTES);
+        s->ticket_len = c->ticket.len < sizeof s->ticket ? c->ticket.len : sizeof s->ticket;
+        memcpy(s->ticket, c->ticket.data, s->ticket_len);
+        worker_act(w, CW_WORKER_SOURCE)->source = s;
+    }
+}
+
 static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
 {
     const Cw__Pb__Envelope *env = m->env;
@@ -215,8 +245,9 @@ static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
     switch ((int)env->body_case) {
     case CW__PB__ENVELOPE__BODY_WELCOME: welcome(w, m, out); break;
     case CW__PB__ENVELOPE__BODY_REFUSAL: refusal(w, env->refusal, out); break;
-    case CW__PB__ENVELOPE__BODY_EPOCH_NEWS: take_epoch(w, &m->frames[0]); break;
+    case CW__PB__ENVELOPE__BODY_EPOCH_NEWS: coordinator_epoch(w, &m->frames[0]); break;
     case CW__PB__ENVELOPE__BODY_ASSIGN:
+        sources(w, env->assign);
         holdings_change(w, true, env->assign->seq, env->assign->sets, env->assign->n_sets, out);
         break;
     case CW__PB__ENVELOPE__BODY_DROP:
@@ -224,12 +255,12 @@ static void message(cw_worker *w, const cw_msg *m, cw_outbox *out)
         break;
     case CW__PB__ENVELOPE__BODY_AUDIT: audit_ask(w, env->audit, out); break;
     case CW__PB__ENVELOPE__BODY_TICKET:
-        w->wall_offset_ms = (int64_t)env->ticket->wall_ms - w->wall_ms;
-        take_revoked(w, env->ticket->revoked, out);
+        worker_set_clock(w, env->ticket->wall_ms);
+        coordinator_revoked(w, env->ticket->revoked, out);
         break;
     case CW__PB__ENVELOPE__BODY_PING: pong(w, env->ping, out); break;
-    case CW__PB__ENVELOPE__BODY_PONG: w->wall_offset_ms = (int64_t)env->pong->wall_ms - w->wall_ms; break;
     case CW__PB__ENVELOPE__BODY_RELEASED: leave_released(w, env->released->text, out); break;
+    case CW__PB__ENVELOPE__BODY_PONG: worker_set_clock(w, env->pong->wall_ms); break;
     case CW__PB__ENVELOPE__BODY_BYE:
         cw_close(out, w->co.link, "it said goodbye");
         complain(w, "the coordinator has gone,", env->bye->text);

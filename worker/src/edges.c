@@ -38,10 +38,12 @@ static void drop(cw_worker *w, peer *p)
 {
     calls_drop_peer(w, p);
     turns_account_leave(w, &p->account);
+    cw_free(p->wants);
     for (size_t i = 0; i < w->n_peers; i++)
         if (w->peers[i] == p) {
             memmove(&w->peers[i], &w->peers[i + 1], (w->n_peers - i - 1) * sizeof *w->peers);
             w->n_peers--;
+            if (w->chunk_turn > i) w->chunk_turn--;
             break;
         }
     cw_free(p);
@@ -223,6 +225,13 @@ void edges_event(cw_worker *w, cw_event *ev, cw_outbox *out)
         hello(w, p, env->hello, out);
         break;
     case CW__PB__ENVELOPE__BODY_CALL: calls_accept(w, p, ev, out); break;
+    case CW__PB__ENVELOPE__BODY_CHUNK_GET: {
+        const char *why = chunks_ask(w, p, env->chunk_get, out);
+        if (!why) break;
+        cw_blame(out, p->link, why);
+        drop(w, p);
+        break;
+    }
     case CW__PB__ENVELOPE__BODY_CANCEL: calls_cancel(w, p, env->cancel->id); break;
     case CW__PB__ENVELOPE__BODY_PING: pong(w, p, env->ping, out); break;
     case CW__PB__ENVELOPE__BODY_BYE:

@@ -1,31 +1,21 @@
 /*
- * The store link; see cw/fetch_machine.h. A few parts are asked for ahead, in order of items and offsets; the
- * store answers in that order on one connection. What arrives is only counted here: whether the bytes are
- * right is checked by their hash.
+ * The items to be fetched, and who is asked for which; see cw/fetch_machine.h. An item is asked for at one
+ * source at a time: the one with the fewest items, workers before the coordinator, whose store all others of
+ * the cluster need too.
  */
 #include "cw/fetch_machine.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "cw/backoff.h"
 #include "cw/mem.h"
+#include "fetch_internal.h"
 
-enum { PARTS_AHEAD = 8, PART_BYTES = 256 << 10, IDLE_US = 30000000, CONNECT_US = 10000000 };
-
-typedef enum { ST_CLOSED, ST_OPENING, ST_SAID, ST_UP, ST_WAITING } store_state;
-
-struct cw_fetch {
-    cw_fetch_config c;
-    store_state state;
-    cw_link link;
-    uint64_t next_link;
-    int64_t now_us, wall_ms, retry_us, opened_us, progress_us, idle_since_us;
-    cw_backoff backoff;
-    uint32_t n_open; /* parts asked for and not here */
-    cw_fetch_item *head, *tail, *done;
-    char why[CW_TEXT_MAX];
-};
+static void backoff_of(source *s, uint64_t seed)
+{
+    s->backoff = (cw_backoff){.first_us = 100000, .most_us = 5000000, .random = seed};
+}
 
 cw_status cw_fetch_new(const cw_fetch_config *c, cw_fetch **out, cw_err *err)
 {
@@ -33,8 +23,12 @@ cw_status cw_fetch_new(const cw_fetch_config *c, cw_fetch **out, cw_err *err)
     if (!f) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the store link");
     f->c = *c;
     if (!f->c.patience_us) f->c.patience_us = 30000000;
-    f->backoff = (cw_backoff){.first_us = 100000, .most_us = 5000000, .random = c->seed};
-    snprintf(f->why, sizeof f->why, "not connected yet");
+    source *s = &f->sources[0];
+    s->used = c->address[0] != 0;
+    snprintf(s->s.address, sizeof s->s.address, "%s", c->address);
+    s->s.key = c->key;
+    backoff_of(s, c->seed);
+    snprintf(s->why, sizeof s->why, "not connected yet");
     *out = f;
     return CW_OK;
 }
@@ -46,7 +40,25 @@ void cw_fetch_free(cw_fetch **f)
     *f = NULL;
 }
 
-static void end_item(cw_fetch *f, cw_fetch_item *item, bool ok, const char *text)
+void fetch_say(cw_fetch *f, const char *fmt, ...)
+{
+    if (f->n_says == SAYS) return; /* nobody reads; the first lines tell most */
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(f->says[(f->first_say + f->n_says++) % SAYS], CW_TEXT_MAX, fmt, ap);
+    va_end(ap);
+}
+
+bool cw_fetch_take_say(cw_fetch *f, char text[CW_TEXT_MAX])
+{
+    if (!f->n_says) return false;
+    memcpy(text, f->says[f->first_say], CW_TEXT_MAX);
+    f->first_say = (f->first_say + 1) % SAYS;
+    f->n_says--;
+    return true;
+}
+
+void fetch_end_item(cw_fetch *f, cw_fetch_item *item, bool ok, const char *text)
 {
     cw_fetch_item *before = NULL;
     for (cw_fetch_item *i = f->head; i != item; i = i->next) before = i;
@@ -55,11 +67,12 @@ static void end_item(cw_fetch *f, cw_fetch_item *item, bool ok, const char *text
     else
         f->head = item->next;
     if (f->tail == item) f->tail = before;
+    if (item->source >= 0) f->sources[item->source].n_items--;
+    item->source = -1;
     item->ok = ok;
-    snprintf(item->text, sizeof item->text, "%s", text);
+    if (text != item->text) snprintf(item->text, sizeof item->text, "%s", text);
     item->next = f->done;
     f->done = item;
-    if (!f->head) f->idle_since_us = f->now_us;
 }
 
 cw_fetch_item *cw_fetch_take_done(cw_fetch *f)
@@ -69,205 +82,99 @@ cw_fetch_item *cw_fetch_take_done(cw_fetch *f)
     return i;
 }
 
-static void send(cw_fetch *f, cw_msg_kind kind, void *body, cw_outbox *out)
+cw_fetch_item *fetch_find(cw_fetch *f, const source *s, bool manifest, uint32_t chunk)
 {
-    Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
-    env.body_case = kind, env.hello = body; /* a union of pointers */
-    cw_send(out, f->link, &env, NULL, 0);
+    for (cw_fetch_item *i = f->head; i; i = i->next)
+        if (i->source == s - f->sources && i->manifest == manifest && (manifest || i->chunk == chunk))
+            return i;
+    return NULL;
 }
 
-/* Asks for the item's next part. The manifest's length is known with its first part; of it one part is under
- * way at a time, which `asked` beyond `got` says. */
-static bool ask(cw_fetch *f, cw_fetch_item *i, cw_outbox *out)
+void fetch_release(cw_fetch *f, const source *s, bool again)
 {
-    if (i->manifest && i->asked == i->got && (!i->len || i->got < i->len)) {
-        Cw__Pb__ManifestGet m = CW__PB__MANIFEST_GET__INIT;
-        m.offset = i->got;
-        send(f, CW__PB__ENVELOPE__BODY_MANIFEST_GET, &m, out);
-        i->asked = i->got + 1;
-    } else if (!i->manifest && i->asked < i->len) {
-        Cw__Pb__ChunkGet m = CW__PB__CHUNK_GET__INIT;
-        m.chunk = i->chunk, m.offset = i->asked;
-        m.length = (uint32_t)(i->len - i->asked < PART_BYTES ? i->len - i->asked : PART_BYTES);
-        send(f, CW__PB__ENVELOPE__BODY_CHUNK_GET, &m, out);
-        i->asked += m.length;
-    } else {
-        return false;
+    int n = (int)(s - f->sources);
+    for (cw_fetch_item *i = f->head; i; i = i->next) {
+        if (i->source != n) continue;
+        i->source = -1;
+        i->asked = i->got;
+        if (!again) i->tried |= (uint64_t)1 << n;
+        f->sources[n].n_items--;
     }
-    f->n_open++;
-    return true;
 }
 
-static void pump(cw_fetch *f, cw_outbox *out)
+/* -1: nobody now; *never: nor later. */
+static int choose(const cw_fetch *f, const cw_fetch_item *i, bool *never)
 {
-    if (f->state != ST_UP) return;
-    for (cw_fetch_item *i = f->head; i && f->n_open < PARTS_AHEAD; i = i->next)
-        while (f->n_open < PARTS_AHEAD && ask(f, i, out)) {
+    int best = -1;
+    bool store_away = false;
+    *never = true;
+    for (int n = 0; n < (i->manifest ? 1 : CW_FETCH_SOURCES); n++) {
+        const source *s = &f->sources[n];
+        if (!s->used || ((i->tried | i->avoid) >> n & 1)) continue;
+        /* A worker that cannot be asked now is as if it were not there; the coordinator is waited for. */
+        bool away = s->state == ST_WAITING && f->now_us < s->retry_us;
+        if (n && (away || f->now_us < s->bad_until_us)) continue;
+        *never = false;
+        if (s->n_items >= ITEMS_AT_ONCE) continue;
+        if (n == 0) store_away = away;
+        bool better = best == 0 ? store_away || s->n_items <= f->sources[0].n_items
+                                : best < 0 || s->n_items < f->sources[best].n_items;
+        if (better) best = n;
+    }
+    return best;
+}
+
+static void hand_out(cw_fetch *f, cw_outbox *out)
+{
+    for (cw_fetch_item *i = f->head, *next; i; i = next) {
+        next = i->next;
+        if (i->source >= 0) continue;
+        bool never;
+        int n = choose(f, i, &never);
+        if (never) {
+            fetch_end_item(f, i, false, i->text[0] ? i->text : "nobody is known who could give it");
+            continue;
         }
-}
-
-/* Everything under way is lost; what has arrived stays. */
-static void lost(cw_fetch *f, const char *why, int64_t pause_us)
-{
-    f->state = ST_WAITING;
-    f->link = 0;
-    f->retry_us = f->now_us + pause_us;
-    f->n_open = 0;
-    snprintf(f->why, sizeof f->why, "%s", why);
-    for (cw_fetch_item *i = f->head; i; i = i->next) i->asked = i->got;
-}
-
-static void break_off(cw_fetch *f, const char *why, bool blame, cw_outbox *out)
-{
-    if (blame)
-        cw_blame(out, f->link, why);
-    else
-        cw_close(out, f->link, why);
-    lost(f, why, cw_backoff_take(&f->backoff));
-}
-
-static void hello(cw_fetch *f, cw_outbox *out)
-{
-    Cw__Pb__Hello h = CW__PB__HELLO__INIT;
-    h.proto_min = CW_PROTO_MIN, h.proto_max = CW_PROTO_MAX;
-    h.software = (char *)"causeway " CW_VERSION;
-    h.role = CW__PB__ROLE__ROLE_WORKER, h.purpose = CW__PB__PURPOSE__PURPOSE_STORE;
-    h.name = f->c.name;
-    h.arithmetic_id = f->c.arithmetic_id, h.fingerprint = f->c.fingerprint;
-    h.instance = (ProtobufCBinaryData){CW_INSTANCE_BYTES, f->c.instance};
-    send(f, CW__PB__ENVELOPE__BODY_HELLO, &h, out);
-    f->state = ST_SAID;
-}
-
-static cw_fetch_item *find(cw_fetch *f, bool manifest, uint32_t chunk)
-{
-    cw_fetch_item *i = f->head;
-    while (i && (i->manifest != manifest || (!manifest && i->chunk != chunk))) i = i->next;
-    return i;
-}
-
-static void manifest_part(cw_fetch *f, const cw_msg *m, cw_outbox *out)
-{
-    const Cw__Pb__ManifestPart *p = m->env->manifest_part;
-    const cw_frame *b = &m->frames[0];
-    cw_fetch_item *i = find(f, true, 0);
-    if (!i) return;
-    if (p->offset != i->got || p->total == 0 || p->total > f->c.manifest_max || b->len == 0 ||
-        b->len > p->total - p->offset || (i->len && p->total != i->len)) {
-        break_off(f, "the store sent a part of the manifest that does not fit", true, out);
-        return;
+        if (n < 0) continue;
+        i->source = n;
+        f->sources[n].n_items++;
+        if (f->sources[n].state == ST_CLOSED) link_open(f, &f->sources[n], out);
     }
-    if (!i->len) {
-        i->dst = cw_realloc(NULL, (size_t)p->total, 1);
-        if (!i->dst) {
-            end_item(f, i, false, "out of memory for the manifest");
-            return;
+}
+
+void fetch_pump(cw_fetch *f, cw_outbox *out)
+{
+    hand_out(f, out);
+    for (cw_fetch_item *i = f->head; i; i = i->next) {
+        if (i->source < 0) continue;
+        source *s = &f->sources[i->source];
+        while (s->state == ST_UP && s->n_open < PARTS_AHEAD) {
+            if (f->rate && f->now_us < f->free_us) {
+                cw_outbox_wake(out, f->free_us);
+                return;
+            }
+            if (!link_ask(f, s, i, out)) break;
         }
-        i->len = (size_t)p->total;
     }
-    memcpy(i->dst + i->got, b->data, b->len);
-    i->got += b->len;
-    i->asked = i->got;
-    if (i->got == i->len) end_item(f, i, true, "");
 }
 
-static void chunk_part(cw_fetch *f, const cw_msg *m, cw_outbox *out)
+static void give_up(cw_fetch *f, cw_outbox *out)
 {
-    const Cw__Pb__ChunkPart *p = m->env->chunk_part;
-    const cw_frame *b = &m->frames[0];
-    cw_fetch_item *i = find(f, false, p->chunk);
-    if (!i) return;
-    if (p->total != i->len || p->offset != i->got || b->len == 0 || b->len > i->len - i->got) {
-        break_off(f, "the store sent a part of a chunk that does not fit", true, out);
-        return;
-    }
-    memcpy(i->dst + i->got, b->data, b->len);
-    i->got += b->len;
-    if (i->asked < i->got) i->asked = i->got;
-    if (i->got == i->len) end_item(f, i, true, "");
-}
-
-/* Parts come in the order they were asked for; a store that answers short is asked for the rest. */
-static void after_part(cw_fetch *f, cw_outbox *out)
-{
-    if (f->state != ST_UP) return;
-    f->progress_us = f->now_us;
-    if (f->n_open) f->n_open--;
-    if (!f->n_open)
-        for (cw_fetch_item *i = f->head; i; i = i->next) i->asked = i->got;
-    pump(f, out);
-}
-
-static void message(cw_fetch *f, const cw_msg *m, cw_outbox *out)
-{
+    const source *s = &f->sources[0];
     char text[CW_TEXT_MAX];
-    cw_fetch_item *i;
-    switch ((int)m->env->body_case) {
-    case CW__PB__ENVELOPE__BODY_WELCOME:
-        f->state = ST_UP;
-        f->progress_us = f->now_us;
-        cw_backoff_reset(&f->backoff);
-        pump(f, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_REFUSAL:
-        snprintf(text, sizeof text, "the store refused: %.400s", m->env->refusal->text);
-        break_off(f, text, false, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_MANIFEST_PART:
-        manifest_part(f, m, out);
-        after_part(f, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_CHUNK_PART:
-        chunk_part(f, m, out);
-        after_part(f, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_STORE_FAIL:
-        i = find(f, false, m->env->store_fail->chunk);
-        snprintf(text, sizeof text, "the store cannot give chunk %u: %.400s", m->env->store_fail->chunk,
-                 m->env->store_fail->text);
-        if (i) end_item(f, i, false, text);
-        after_part(f, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_PING: {
-        Cw__Pb__Pong p = CW__PB__PONG__INIT;
-        p.t_us = m->env->ping->t_us, p.wall_ms = (uint64_t)f->wall_ms;
-        send(f, CW__PB__ENVELOPE__BODY_PONG, &p, out);
-        break;
-    }
-    case CW__PB__ENVELOPE__BODY_BYE: break_off(f, "the store said goodbye", false, out); break;
-    default: break;
-    }
-}
-
-static void open_link(cw_fetch *f, cw_outbox *out)
-{
-    f->link = CW_LINK_OUT | ++f->next_link;
-    f->state = ST_OPENING;
-    f->opened_us = f->now_us;
-    cw_open(out, f->link, f->c.address, &f->c.key);
+    snprintf(text, sizeof text, "nothing came from the store at %.200s for %d s: %.200s", s->s.address,
+             (int)(f->c.patience_us / 1000000), s->why[0] ? s->why : "it has fallen silent");
+    while (f->head) fetch_end_item(f, f->head, false, text);
+    for (int n = 0; n < CW_FETCH_SOURCES; n++)
+        if (f->sources[n].link) link_break(f, &f->sources[n], "silent", false, out);
 }
 
 static void tick(cw_fetch *f, cw_outbox *out)
 {
-    if (f->head && (f->state == ST_CLOSED || (f->state == ST_WAITING && f->now_us >= f->retry_us)))
-        open_link(f, out);
-    if ((f->state == ST_OPENING || f->state == ST_SAID) && f->now_us - f->opened_us > CONNECT_US)
-        break_off(f, "the store does not answer", false, out);
-    if (f->head && f->now_us - f->progress_us > f->c.patience_us) {
-        char text[CW_TEXT_MAX];
-        snprintf(text, sizeof text, "nothing came from the store at %.200s for %d s: %.200s", f->c.address,
-                 (int)(f->c.patience_us / 1000000), f->state == ST_UP ? "it has fallen silent" : f->why);
-        while (f->head) end_item(f, f->head, false, text);
-        if (f->link) break_off(f, "silent", false, out);
-    }
-    if (!f->head && f->state == ST_UP && f->now_us - f->idle_since_us > IDLE_US) {
-        Cw__Pb__Bye b = CW__PB__BYE__INIT;
-        b.text = (char *)"nothing more to get";
-        send(f, CW__PB__ENVELOPE__BODY_BYE, &b, out);
-        cw_close(out, f->link, "idle");
-        f->link = 0;
-        f->state = ST_CLOSED;
-    }
+    for (int n = 0; n < CW_FETCH_SOURCES; n++)
+        if (f->sources[n].used) link_tick(f, &f->sources[n], out);
+    if (f->head && f->now_us - f->progress_us > f->c.patience_us) give_up(f, out);
+    fetch_pump(f, out);
 }
 
 void cw_fetch_event(cw_fetch *f, cw_event *ev, cw_outbox *out)
@@ -278,13 +185,11 @@ void cw_fetch_event(cw_fetch *f, cw_event *ev, cw_outbox *out)
         tick(f, out);
         return;
     }
-    if (ev->link != f->link || !f->link) return;
-    if (ev->kind == CW_EV_LINK_UP)
-        hello(f, out);
-    else if (ev->kind == CW_EV_LINK_DOWN)
-        lost(f, ev->text[0] ? ev->text : "the connection was lost", cw_backoff_take(&f->backoff));
-    else
-        message(f, ev->msg, out);
+    for (int n = 0; n < CW_FETCH_SOURCES; n++)
+        if (f->sources[n].link && f->sources[n].link == ev->link) {
+            link_event(f, &f->sources[n], ev, out);
+            return;
+        }
 }
 
 void cw_fetch_get(cw_fetch *f, cw_fetch_item *item, int64_t now_us, cw_outbox *out)
@@ -292,7 +197,10 @@ void cw_fetch_get(cw_fetch *f, cw_fetch_item *item, int64_t now_us, cw_outbox *o
     f->now_us = now_us;
     item->next = NULL;
     item->asked = item->got = 0;
+    item->source = -1;
+    item->tried = item->from = 0;
     item->ok = false;
+    item->text[0] = 0;
     if (item->manifest) item->dst = NULL, item->len = 0;
     if (!f->head) f->progress_us = now_us; /* patience begins with the first item */
     if (f->tail)
@@ -300,6 +208,59 @@ void cw_fetch_get(cw_fetch *f, cw_fetch_item *item, int64_t now_us, cw_outbox *o
     else
         f->head = item;
     f->tail = item;
-    if (f->state == ST_CLOSED) open_link(f, out);
-    pump(f, out);
+    fetch_pump(f, out);
+}
+
+void cw_fetch_add_source(cw_fetch *f, const cw_fetch_source *x, int64_t now_us)
+{
+    int to = -1;
+    for (int n = 1; n < CW_FETCH_SOURCES; n++) {
+        source *s = &f->sources[n];
+        if (s->used && cw_key_equal(&s->s.key, &x->key)) {
+            to = n;
+            break;
+        }
+        if (s->n_items || s->link) continue;
+        if (to < 0 || (f->sources[to].used && (!s->used || s->heard_us < f->sources[to].heard_us))) to = n;
+    }
+    if (to < 0) return; /* all are in use: there are enough */
+    source *s = &f->sources[to];
+    bool same = s->used && cw_key_equal(&s->s.key, &x->key);
+    if (!same) {
+        *s = (source){.used = true};
+        backoff_of(s, f->c.seed + (uint64_t)to);
+        /* Bits of the one that was here before mean nothing any more. */
+        for (cw_fetch_item *i = f->head; i; i = i->next) i->tried &= ~((uint64_t)1 << to);
+    }
+    s->s = *x;
+    s->heard_us = now_us;
+}
+
+void cw_fetch_distrust(cw_fetch *f, uint64_t bits, int64_t now_us, cw_outbox *out)
+{
+    f->now_us = now_us;
+    bits &= ~(uint64_t)1; /* the coordinator's word is the hash itself */
+    bool alone = bits && !(bits & (bits - 1));
+    for (int n = 1; n < CW_FETCH_SOURCES; n++) {
+        source *s = &f->sources[n];
+        if (!(bits >> n & 1) || !s->used) continue;
+        fetch_say(
+            f, "worker \"%.64s\" at %.200s %s bytes that are not the chunk: it is not asked for %d minutes",
+            s->s.name, s->s.address, alone ? "sent" : "or another one sent",
+            (alone ? BAD_US : DOUBT_US) / 60000000);
+        s->bad_until_us = now_us + (alone ? BAD_US : DOUBT_US);
+        if (s->link) {
+            cw_close(out, s->link, "wrong bytes");
+            s->link = 0;
+        }
+        s->state = ST_CLOSED;
+        s->n_open = 0;
+        fetch_release(f, s, false);
+    }
+}
+
+void cw_fetch_set_rate(cw_fetch *f, uint64_t bytes_per_s)
+{
+    f->rate = bytes_per_s;
+    if (!bytes_per_s) f->free_us = 0;
 }

@@ -109,6 +109,7 @@ void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet *
                      cw_outbox *out)
 {
     if (seq > w->seq_seen) w->seq_seen = seq;
+    saved_dirty(w);
     for (size_t i = 0; i < n; i++)
         for (uint32_t e = 0; e < 8 * sets[i]->experts.len; e++) {
             if (!(sets[i]->experts.data[e / 8] >> (e % 8) & 1)) continue;
@@ -122,6 +123,15 @@ void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet *
     if (!w->model_ready) return;
     if (w->n_no_room) forgive(w, X_NO_ROOM);
     if (assign && w->n_failed) forgive(w, X_FAILED);
+}
+
+void holdings_forget_missing(cw_worker *w, cw_outbox *out)
+{
+    for (uint32_t l = 0; l < CW_WIRE_MAX_LAYERS; l++)
+        for (uint32_t e = 0; e < CW_WIRE_MAX_EXPERTS; e++) {
+            if (!is_wanted(w, l, e)) continue;
+            if (!w->model_ready || !exists(w, l, e) || *state_of(w, l, e) != X_READY) unwant(w, l, e, out);
+        }
 }
 
 void holdings_model(cw_worker *w, cw_outbox *out)
@@ -247,6 +257,20 @@ void holdings_tick(cw_worker *w, cw_outbox *out)
     }
     if (w->co.state == CO_ADMITTED && (is_settled(w) || w->now_us - w->holdings_sent_us >= HOLDINGS_EVERY_US))
         holdings_send(w, out);
+}
+
+bool cw_worker_loading(const cw_worker *w, uint64_t *done, uint64_t *total)
+{
+    *done = *total = 0;
+    if (!w->model_ready || (!w->n_missing && !w->n_loading)) return false;
+    for (uint32_t l = 0; l < w->n_layers; l++)
+        for (uint32_t e = 0; e < w->n_experts; e++) {
+            uint8_t s = *state_of(w, l, e);
+            bool ready = s == X_READY, coming = s == X_LOADING || (s == X_NONE && is_wanted(w, l, e));
+            if (ready) *done += w->layers[l].packed_bytes;
+            if (ready || coming) *total += w->layers[l].packed_bytes;
+        }
+    return true;
 }
 
 /* Bits of the READY experts of a layer into bytes; how many bytes are needed. */

@@ -21,7 +21,7 @@
 #include "shell_internal.h"
 
 /* Rows of one job where the socket's thread computes: it must come back to its sockets soon. */
-enum { ROWS_ALONE = 64, ROWS_POOL = 512, JOBS_POOL = 2 };
+enum { ROWS_ALONE = 64, ROWS_POOL = 512, JOBS_POOL = 2, SAVED_MAX = 8 << 20 };
 
 typedef struct {
     const cw_worker_options *o;
@@ -36,7 +36,10 @@ typedef struct {
     cw_worker_config wc;
     compute *compute;
     loader *loader;
-    char *cache_dir;
+    disk *disk;
+    char *cache_dir, *saved_path, *port_path, *saved;
+    cw_progress bar; /* of loading experts */
+    bool bar_on;
     bool computed;   /* one thread: a job was computed in this callback already */
     cw_job *waiting; /* and this one is for the next */
     int stops_seen;
@@ -85,6 +88,30 @@ static void to_loader(shell *s, const cw_worker_act *a, int64_t now_us, int64_t 
         cw_worker_loaded(s->machine, a->layer, a->expert, false, "out of memory", now_us, wall_ms, out);
 }
 
+static void read_chunk(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_ms, cw_outbox *out)
+{
+    disk_job *j = cw_calloc(1, sizeof *j);
+    if (j) {
+        *j = (disk_job){
+            .kind = DISK_READ, .link = a->link, .chunk = a->chunk, .length = a->length, .offset = a->offset};
+        if (disk_submit(s->disk, j)) return;
+        cw_free(j);
+    }
+    cw_worker_read(s->machine, a->link, a->chunk, a->offset, 0, (cw_frame){0}, "this worker is busy", now_us,
+                   wall_ms, out);
+}
+
+/* A state that could not be written now is written with its next change; until then the old one stands. */
+static void save(shell *s)
+{
+    disk_job *j = cw_calloc(1, sizeof *j);
+    if (j) *j = (disk_job){.kind = DISK_SAVE, .bytes = cw_worker_saved(s->machine)};
+    if (!j || !j->bytes.data || !disk_submit(s->disk, j)) {
+        CW_LOG_W("worker", "the state for the next start could not be saved: the disk is busy");
+        disk_job_free(j);
+    }
+}
+
 static void enrolled(shell *s)
 {
     cw_err err = {0};
@@ -124,6 +151,9 @@ static void act(shell *s, const cw_worker_act *a, int64_t now_us, int64_t wall_m
         if (cw_net_revoke(s->net, &a->key, &err) != CW_OK)
             CW_LOG_W("worker", "a revoked key is only refused after its hello: %s", err.text);
         break;
+    case CW_WORKER_SOURCE: loader_source(s->loader, a->source); break;
+    case CW_WORKER_READ: read_chunk(s, a, now_us, wall_ms, out); break;
+    case CW_WORKER_SAVE: save(s); break;
     case CW_WORKER_SAY: say(s, a->text); break;
     case CW_WORKER_STOPPED: end(s, a->code, a->text); break;
     }
@@ -151,11 +181,32 @@ static void model_came(shell *s, const load_job *j, int64_t now_us, int64_t wall
         cw_worker_model_failed(s->machine, true, err.text, now_us, wall_ms, out);
         return;
     }
+    disk_model dm = {
+        .manifest = loader_manifest(s->loader), .local = s->gguf, .cache = loader_cache(s->loader)};
+    disk_set_model(s->disk, &dm);
     cw_worker_model_ready(s->machine, loader_n_layers(s->loader), loader_n_experts(s->loader),
                           loader_d_model(s->loader), loader_layers(s->loader), now_us, wall_ms, out);
 }
 
 /* --- cw_net's callbacks --- */
+
+/* At every tick: how far loading is, for the operator and for the loader's manners. */
+static void watch(shell *s)
+{
+    cw_worker_facts f;
+    uint64_t done, total;
+    cw_worker_get_facts(s->machine, &f);
+    loader_set_serving(s->loader, f.serving);
+    bool loading = cw_worker_loading(s->machine, &done, &total);
+    if (loading && !s->bar_on) cw_progress_begin(&s->bar, "loading experts", total);
+    if (loading) {
+        s->bar.total = total;
+        cw_progress_update(&s->bar, done);
+    } else if (s->bar_on) {
+        cw_progress_end(&s->bar);
+    }
+    s->bar_on = loading;
+}
 
 static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
 {
@@ -171,6 +222,7 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
         s->metrics_us = ev->now_us + 1000000;
         metrics_write(s->metrics, s->machine, s->net);
     }
+    if (ev->kind == CW_EV_TICK) watch(s);
 }
 
 static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
@@ -185,6 +237,14 @@ static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
     }
     while (s->compute && (job = compute_take(s->compute))) {
         cw_worker_computed(s->machine, job, now_us, wall_ms, out);
+        drain(s, now_us, wall_ms, out);
+    }
+    for (disk_job *j; (j = disk_take(s->disk));) {
+        cw_frame bytes = j->bytes;
+        j->bytes = (cw_frame){0};
+        cw_worker_read(s->machine, j->link, j->chunk, j->offset, j->total, bytes, j->text, now_us, wall_ms,
+                       out);
+        disk_job_free(j);
         drain(s, now_us, wall_ms, out);
     }
     for (load_job *j; (j = loader_take(s->loader));) {
@@ -257,6 +317,29 @@ static cw_status pick_address(shell *s, const char *bound, cw_err *err)
     return CW_OK;
 }
 
+/* Without --listen a port that is free, the same as last time where that can be: edges that know this worker
+ * from an epoch find it again although the coordinator, who could tell them otherwise, is away. */
+static cw_status listen_somewhere(shell *s, char bound[CW_ADDRESS_MAX], cw_err *err)
+{
+    if (s->o->listen) {
+        cw_status st = cw_address_parse(s->o->listen, CW_ADDRESS_LISTEN, NULL, err);
+        if (st != CW_OK) return cw_err_prefix(err, "--listen");
+        return cw_net_listen(s->net, CW_PORT_DATA, s->o->listen, bound, err);
+    }
+    char *last = NULL;
+    size_t n;
+    cw_address a;
+    bool ok = cw_fs_read(s->port_path, CW_ADDRESS_MAX - 1, &last, &n, NULL) == CW_OK &&
+              cw_address_parse(last, CW_ADDRESS_LISTEN, &a, NULL) == CW_OK && a.loopback &&
+              cw_net_listen(s->net, CW_PORT_DATA, last, bound, NULL) == CW_OK;
+    cw_free(last);
+    if (ok) return CW_OK;
+    CW_TRY(cw_net_listen(s->net, CW_PORT_DATA, "tcp://127.0.0.1:*", bound, err));
+    if (cw_fs_write(s->port_path, bound, strlen(bound), 0600, NULL) != CW_OK)
+        CW_LOG_W("worker", "the port is not remembered for the next start");
+    return CW_OK;
+}
+
 static cw_status open_net(shell *s, cw_err *err)
 {
     cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
@@ -268,11 +351,8 @@ static cw_status open_net(shell *s, cw_err *err)
                         .max_peers = 576}; /* default credit: small parts take three times their bytes in
                                               memory, and 64 MiB is the promise */
     char bound[CW_ADDRESS_MAX];
-    const char *listen = s->o->listen ? s->o->listen : "tcp://127.0.0.1:*";
     CW_TRY(cw_net_new(&nc, &role, &s->net, err));
-    cw_status st = cw_address_parse(listen, CW_ADDRESS_LISTEN, NULL, err);
-    if (st != CW_OK) return cw_err_prefix(err, "--listen");
-    CW_TRY(cw_net_listen(s->net, CW_PORT_DATA, listen, bound, err));
+    CW_TRY(listen_somewhere(s, bound, err));
     return pick_address(s, bound, err);
 }
 
@@ -297,14 +377,25 @@ static void fill_config(shell *s, int threads)
     c->kernels = s->kernels;
     c->drain_ms = s->o->drain_ms;
     c->speed = bench_speed(s->kernels, s->pool);
+    c->gives_chunks = s->gguf || s->o->disk;
+    c->chunk_rate = s->o->pull_limit;
     c->jobs_in_flight = threads > 1 ? JOBS_POOL : 1;
     c->job_rows_max = threads > 1 ? ROWS_POOL : ROWS_ALONE;
 }
 
-static cw_status start_loader(shell *s, cw_err *err)
+static cw_status name_files(shell *s, cw_err *err)
 {
     s->cache_dir = cw_fs_join(s->member.dir, "chunks");
-    if (!s->cache_dir) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    s->saved_path = cw_fs_join(s->member.dir, "saved");
+    s->port_path = cw_fs_join(s->member.dir, "port");
+    return s->cache_dir && s->saved_path && s->port_path ? CW_OK
+                                                         : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+}
+
+static cw_status start_loader(shell *s, cw_err *err)
+{
+    disk_config dc = {.saved_path = s->saved_path, .wake = wake, .wake_ctx = s};
+    CW_TRY(disk_new(&dc, &s->disk, err));
     loader_config lc = {.name = s->name,
                         .keys = s->member.keys,
                         .coordinator = s->member.coordinator,
@@ -315,6 +406,9 @@ static cw_status start_loader(shell *s, cw_err *err)
                         .local_manifest = s->manifest,
                         .cache_dir = s->cache_dir,
                         .cache_bytes = s->o->disk,
+                        .manifest_dir = s->member.dir,
+                        .threads = (int)s->wc.threads,
+                        .pull_limit = s->o->pull_limit,
                         .wake = wake,
                         .wake_ctx = s};
     memcpy(lc.instance, s->wc.instance, sizeof lc.instance);
@@ -337,6 +431,7 @@ static cw_status start(shell *s, cw_err *err)
     CW_TRY(cw_member_name(s->o->name, s->name, err));
     if (s->o->metrics) CW_TRY(cw_metrics_start(s->o->metrics, port, &s->metrics, err));
     CW_TRY(cw_member_open(CW_JOIN_WORKER, s->o->state, s->name, s->o->join, &s->member, err));
+    CW_TRY(name_files(s, err));
     CW_TRY(cw_pool_new(s->o->threads, &s->pool, err));
     CW_TRY(open_local(s, err));
     fill_config(s, cw_pool_threads(s->pool));
@@ -344,6 +439,10 @@ static cw_status start(shell *s, cw_err *err)
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the built-in test rows");
     CW_TRY(open_net(s, err));
     CW_TRY(start_loader(s, err));
+    if (cw_fs_is_file(s->saved_path) &&
+        cw_fs_read(s->saved_path, SAVED_MAX, &s->saved, &s->wc.saved_len, err) != CW_OK)
+        CW_LOG_W("worker", "the state of the last run cannot be read: %s", err->text);
+    s->wc.saved = (const uint8_t *)s->saved;
     CW_TRY(cw_worker_new(&s->wc, &s->machine, err));
     tell_start(s);
     if (port[0]) {
@@ -365,6 +464,7 @@ cw_status cw_worker_run(const cw_worker_options *o, cw_err *err)
     /* The stages first: they hold jobs of the machine and experts of the loader's set. */
     cw_metrics_stop(&s.metrics);
     compute_free(&s.compute);
+    disk_free(&s.disk); /* it reads through the loader's cache */
     loader_free(&s.loader);
     cw_worker_free(&s.machine);
     cw_net_free(&s.net);
@@ -372,6 +472,9 @@ cw_status cw_worker_run(const cw_worker_options *o, cw_err *err)
     cw_gguf_close(&s.gguf);
     cw_pool_free(&s.pool);
     cw_free(s.cache_dir);
+    cw_free(s.saved_path);
+    cw_free(s.port_path);
+    cw_free(s.saved);
     cw_member_close(&s.member);
     return st;
 }

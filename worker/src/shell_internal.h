@@ -1,5 +1,5 @@
 /* The real shell of the worker: shell.c (the thread that owns the sockets), compute.c (the compute stage),
- * loader.c (the thread that brings experts in), store.c (the store link's thread). */
+ * loader.c (the threads that bring experts in), store.c (the store links' thread), disk.c (the disk's). */
 #pragma once
 #include <pthread.h>
 
@@ -40,10 +40,15 @@ typedef struct store_link store_link;
 CW_MUST_USE cw_status store_link_open(const cw_fetch_config *c, const cw_keys *keys, store_link **out,
                                       cw_err *err);
 void store_link_close(store_link **s);
-/* Starts getting the items and waits for all. One caller at a time. false: the link is being closed. */
+/* Starts getting the items and waits for all; any number of callers. false: the link is being closed, and
+ * the items must live until it is. */
 CW_MUST_USE bool store_link_get(store_link *s, cw_fetch_item *items, size_t n);
 /* Any thread: waiting gets return false from now on. */
 void store_link_stop(store_link *s);
+/* Any thread. A worker that has chunks (taken over); sources of wrong bytes; bytes a second, 0: any. */
+void store_link_source(store_link *s, cw_fetch_source *source);
+void store_link_distrust(store_link *s, uint64_t bits);
+void store_link_rate(store_link *s, uint64_t bytes_per_s);
 
 /* --- loader.c --- */
 
@@ -70,6 +75,9 @@ typedef struct {
     const cw_manifest *local_manifest;
     const char *cache_dir;
     uint64_t cache_bytes;
+    const char *manifest_dir; /* where a pulled manifest is kept for the next start; NULL: nowhere */
+    int threads;              /* that may load at once */
+    uint64_t pull_limit;      /* bytes a second while calls are served; 0: none */
     void (*wake)(void *ctx);
     void *wake_ctx;
 } loader_config;
@@ -79,6 +87,8 @@ CW_MUST_USE cw_status loader_new(const loader_config *c, loader **out, cw_err *e
 void loader_free(loader **l);
 CW_MUST_USE bool loader_submit(loader *l, load_job *job); /* false: full; the job is still the caller's */
 CW_MUST_USE load_job *loader_take(loader *l);
+void loader_source(loader *l, cw_fetch_source *s); /* taken over */
+void loader_set_serving(loader *l, bool serving);  /* whether calls are being served */
 /* What a finished LOADER_MODEL job has brought; borrowed, fixed from then on. */
 cw_expert_set *loader_set(loader *l);
 uint32_t loader_n_layers(const loader *l);
@@ -86,6 +96,45 @@ uint32_t loader_n_experts(const loader *l);
 uint32_t loader_d_model(const loader *l);
 /* [n_layers] for the machine. */
 const cw_worker_layer *loader_layers(const loader *l);
+
+/* For the disk's thread; fixed once the model is there. cache NULL: nothing is kept. */
+const cw_manifest *loader_manifest(const loader *l);
+cw_chunk_cache *loader_cache(const loader *l);
+
+/* --- disk.c --- */
+
+typedef enum { DISK_READ, DISK_SAVE } disk_kind;
+
+/* On its way in and, a READ, out again. Owned by whoever holds it. */
+typedef struct {
+    disk_kind kind;
+    cw_link link;
+    uint32_t chunk, length;
+    uint64_t offset, total;
+    cw_frame bytes; /* SAVE: to be written; READ: what was read, data NULL: `text` says why not */
+    char text[CW_TEXT_MAX];
+} disk_job;
+
+typedef struct {
+    const char *saved_path;
+    void (*wake)(void *ctx);
+    void *wake_ctx;
+} disk_config;
+
+/* Where chunks come from; all borrowed. */
+typedef struct {
+    const cw_manifest *manifest;
+    const cw_gguf *local;
+    cw_chunk_cache *cache;
+} disk_model;
+
+typedef struct disk disk;
+CW_MUST_USE cw_status disk_new(const disk_config *c, disk **out, cw_err *err);
+void disk_free(disk **d); /* after what is queued */
+void disk_set_model(disk *d, const disk_model *m);
+CW_MUST_USE bool disk_submit(disk *d, disk_job *j); /* false: full; the job is still the caller's */
+CW_MUST_USE disk_job *disk_take(disk *d);
+void disk_job_free(void *job);
 
 /* --- model_facts.c: the experts' shapes from a manifest --- */
 

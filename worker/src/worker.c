@@ -49,6 +49,10 @@ cw_status cw_worker_new(const cw_worker_config *c, cw_worker **out, cw_err *err)
         cw_worker_free(&w);
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the worker");
     }
+    cw_err why = {0};
+    if (c->saved_len && saved_restore(w, c->saved, c->saved_len, &why) != CW_OK)
+        worker_say(w, "starting without it: %.300s", why.text);
+    w->c.saved = NULL;
     *out = w;
     return CW_OK;
 }
@@ -61,6 +65,7 @@ void cw_worker_free(cw_worker **wp)
         peer *p = w->peers[--w->n_peers];
         calls_drop_peer(w, p);
         turns_account_leave(w, &p->account);
+        cw_free(p->wants);
         cw_free(p);
     }
     for (uint32_t i = 0; w->jobs && i < w->c.jobs_in_flight; i++) {
@@ -73,6 +78,7 @@ void cw_worker_free(cw_worker **wp)
         cw_free(s->row_call);
     }
     audit_free(w);
+    cw_msg_free(&w->restored);
     cw_free(w->jobs);
     cw_free(w->layer_calls);
     cw_free(w->accounts);
@@ -130,6 +136,7 @@ void worker_say(cw_worker *w, const char *fmt, ...)
 void worker_end(cw_worker *w, int code, const char *fmt, ...)
 {
     if (w->stopped) return;
+    saved_tick(w, true);
     w->stopped = true;
     va_list ap;
     va_start(ap, fmt);
@@ -146,7 +153,15 @@ cw_link worker_new_link(cw_worker *w)
 
 int64_t worker_cluster_ms(const cw_worker *w)
 {
-    return w->wall_ms + w->wall_offset_ms;
+    if (!w->clock_known) return w->wall_ms + w->wall_offset_ms;
+    return w->clock_ms + (w->now_us - w->clock_us) / 1000;
+}
+
+void worker_set_clock(cw_worker *w, uint64_t cluster_ms)
+{
+    w->clock_known = true;
+    w->clock_ms = cluster_ms > INT64_MAX / 2 ? INT64_MAX / 2 : (int64_t)cluster_ms;
+    w->clock_us = w->now_us;
 }
 
 static void set_time(cw_worker *w, int64_t now_us, int64_t wall_ms)
@@ -160,6 +175,8 @@ static void settle(cw_worker *w, cw_outbox *out)
 {
     turns_pump(w, out);
     holdings_tick(w, out);
+    chunks_pump(w, out);
+    saved_tick(w, false);
     if (w->stopping && !w->stopped && (w->now_us >= w->stop_us || (!w->n_calls && !w->n_jobs))) {
         edges_bye(w, "this worker is stopping", out);
         worker_end(w, 0, "stopped");
@@ -173,6 +190,7 @@ void cw_worker_event(cw_worker *w, cw_event *ev, cw_outbox *out)
     if (ev->kind == CW_EV_TICK) {
         coordinator_tick(w, out);
         leave_tick(w, out);
+        saved_take_up(w, out);
         edges_tick(w, out);
         calls_expire(w, out);
         audit_tick(w, out);
@@ -264,7 +282,9 @@ void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out)
                              .bytes_out = w->bytes_out,
                              .speed = w->pace.n_jobs >= SPEED_JOBS ? pace_speed(&w->pace) : w->c.speed,
                              .queue_us = pace_queue_us(&w->pace, w->queued),
-                             .wall_offset_ms = w->wall_offset_ms};
+                             .chunk_bytes_out = w->chunk_bytes_out,
+                             .serving = w->last_call_us && w->now_us - w->last_call_us < SERVING_US,
+                             .wall_offset_ms = worker_cluster_ms(w) - w->wall_ms};
     for (size_t i = 0; i < w->n_peers; i++) out->n_edges += w->peers[i]->admitted;
 }
 

@@ -1,7 +1,8 @@
 /* The inside of the worker machine, shared by its files: worker.c (life, events), coordinator.c (the control
  * link), report.c (what it tells the coordinator of its work), holdings.c (what is loaded), edges.c (who may
  * call), calls.c (a call's life), turns.c (whose call is next, and how much of it), pace.c (how long
- * computing takes), audit.c (rows that the coordinator asks for), reply.c (answers).
+ * computing takes), audit.c (rows that the coordinator asks for), reply.c (answers), chunks.c (chunks for
+ * other workers), saved.c (what outlives the process).
  */
 #pragma once
 #include "cw/backoff.h"
@@ -30,6 +31,10 @@ enum {
     AUDIT_ROWS = 16,          /* of one job */
     AUDIT_WAIT_US = 1000000,  /* for a moment without calls; then it goes between them */
     SPEED_JOBS = 32,          /* before the measured speed is believed */
+    SAVE_US = 1000000,        /* changes of a second go to disk together */
+    RESTORE_US = 2000000,     /* the coordinator's time to let us in before we take up what we held */
+    SERVING_US = 1000000,     /* since the last call: calls are being served */
+    CHUNK_WANTS_MAX = 32,     /* open requests of another worker */
     LOADS_EVERY_US = 5000000,
     LOADS_MAX = 65536,                  /* experts in one report */
     SERVICE_RING = 128,                 /* latest service times, for the median */
@@ -100,12 +105,22 @@ typedef struct {
     int64_t rows_us; /* when rows_left was right */
 } account;
 
+typedef struct {
+    uint32_t chunk, length;
+    uint64_t offset;
+} chunk_want;
+typedef struct {
+    chunk_want ring[CHUNK_WANTS_MAX];
+    uint32_t first, n;
+} chunk_wants;
+
 struct peer {
     cw_link link;
     cw_key key;
     bool admitted;
-    bool is_worker;   /* comes for chunks; has no account */
-    account *account; /* NULL until admitted */
+    bool is_worker;     /* comes for chunks; has no account */
+    account *account;   /* NULL until admitted */
+    chunk_wants *wants; /* NULL: none yet */
     int64_t since_us, not_after_ms;
     uint64_t last_id;
     uint64_t told_term, told_number; /* newest epoch this link was sent: a copy may be megabytes */
@@ -166,12 +181,18 @@ struct cw_worker {
     uint8_t cluster_id[CW_CLUSTER_BYTES], digest[CW_DIGEST_BYTES];
     cw_key sign_key;
     char model_name[257], store_address[CW_ADDRESS_MAX];
-    int64_t wall_offset_ms;
+    /* The coordinator's clock: what it said, and when that was. Local wall time with an offset only until it
+     * has said something, so that steps of the local clock do not matter. */
+    bool clock_known;
+    int64_t clock_ms, clock_us, wall_offset_ms;
     cw_key *revoked;
     size_t n_revoked;
     uint8_t *epoch;
     size_t epoch_len;
     uint64_t epoch_term, epoch_number;
+    bool took_up; /* what is wanted is from an earlier run */
+    cw_msg *restored;            /* Assign of an earlier run, until the coordinator lets us in */
+    int64_t restore_us, save_us; /* 0: not set; 0: nothing to save */
 
     /* The model. */
     bool model_asked, model_ready;
@@ -210,6 +231,12 @@ struct cw_worker {
     uint32_t n_audits;
     audit_rows *audit_rows; /* NULL until the first one */
 
+    /* Chunks for other workers. */
+    cw_link chunk_out; /* whose part is being read; 0: none */
+    size_t chunk_turn;
+    int64_t chunk_free_us, last_call_us;
+    uint64_t chunk_bytes_out;
+
     /* Reports. */
     uint32_t *expert_rows; /* [n_layers * n_experts] computed since the last report */
     size_t expert_rows_scan;
@@ -234,6 +261,7 @@ cw_worker_act *worker_act(cw_worker *w, cw_worker_act_kind kind); /* to be fille
 void worker_say(cw_worker *w, const char *fmt, ...) CW_PRINTF(2, 3);
 void worker_end(cw_worker *w, int code, const char *fmt, ...) CW_PRINTF(3, 4);
 cw_link worker_new_link(cw_worker *w);
+void worker_set_clock(cw_worker *w, uint64_t cluster_ms);
 int64_t worker_cluster_ms(const cw_worker *w); /* wall time as the coordinator has it */
 
 /* coordinator.c */
@@ -245,10 +273,26 @@ void coordinator_bye(cw_worker *w, const char *text, cw_outbox *out);
 void leave_begin(cw_worker *w, cw_outbox *out);
 void leave_released(cw_worker *w, const char *text, cw_outbox *out);
 void leave_tick(cw_worker *w, cw_outbox *out);
+/* What was said of the cluster; not its epoch, clock or revoked keys. */
+void coordinator_cluster(cw_worker *w, const Cw__Pb__Welcome *m);
+void coordinator_epoch(cw_worker *w, const cw_frame *f);
+void coordinator_revoked(cw_worker *w, ProtobufCBinaryData list, cw_outbox *out);
+
+/* saved.c */
+CW_MUST_USE cw_status saved_restore(cw_worker *w, const uint8_t *bytes, size_t n, cw_err *err);
+void saved_take_up(cw_worker *w, cw_outbox *out);
+void saved_dirty(cw_worker *w); /* something that is kept has changed */
+void saved_tick(cw_worker *w, bool now);
+
+/* chunks.c */
+const char *chunks_ask(cw_worker *w, peer *p, const Cw__Pb__ChunkGet *m, cw_outbox *out);
+void chunks_pump(cw_worker *w, cw_outbox *out);
 
 /* holdings.c */
 void holdings_change(cw_worker *w, bool assign, uint64_t seq, Cw__Pb__LayerSet **sets, size_t n,
                      cw_outbox *out);
+/* What is wanted and not READY is not wanted any more: the coordinator is about to say it anew. */
+void holdings_forget_missing(cw_worker *w, cw_outbox *out);
 void holdings_model(cw_worker *w, cw_outbox *out); /* the model is known now */
 void holdings_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,
                      cw_outbox *out);

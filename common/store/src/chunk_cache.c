@@ -408,6 +408,33 @@ cw_status cw_chunk_cache_get(cw_chunk_cache *c, const uint8_t hash[HASH_BYTES], 
     return CW_FAIL(err, CW_STATUS_NOT_FOUND, "the chunk in the cache was damaged");
 }
 
+cw_status cw_chunk_cache_read(cw_chunk_cache *c, const uint8_t hash[HASH_BYTES], uint64_t offset, size_t n,
+                              void *dst, cw_err *err)
+{
+    char path[PATH_MAX];
+    pthread_mutex_lock(&c->lock);
+    entry *e = c->limit ? find(c, hash) : NULL;
+    bool inside = e && offset <= e->bytes && n <= e->bytes - offset;
+    if (inside) {
+        unlink_order(c, e);
+        make_newest(c, e);
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (!inside) return CW_FAIL(err, CW_STATUS_NOT_FOUND, "the chunk is not in the cache");
+    path_of(c, hash, path);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    size_t done = 0;
+    while (fd >= 0 && done < n) {
+        ssize_t k = pread(fd, (uint8_t *)dst + done, n - done, (off_t)(offset + done));
+        if (k > 0)
+            done += (size_t)k;
+        else if (k == 0 || errno != EINTR)
+            break;
+    }
+    if (fd >= 0) close(fd);
+    return done == n ? CW_OK : CW_FAIL(err, CW_STATUS_NOT_FOUND, "the chunk in the cache cannot be read");
+}
+
 void cw_chunk_cache_drop(cw_chunk_cache *c, const uint8_t hash[HASH_BYTES])
 {
     pthread_mutex_lock(&c->lock);

@@ -34,6 +34,7 @@ enum {
     CW_STORE_PART_MAX = 1 << 20, /* bytes of one manifest or chunk part */
     CW_MAX_SOURCES = 16,         /* chunk sources in one Assign */
     CW_AUDIT_ROWS_MAX = 256,     /* of one Audit */
+    CW_CAN_GIVE_CHUNKS = 1,      /* bit of Hello.capabilities: a worker that serves chunks to others */
     CW_ENTRY_BYTES = 8,          /* u16 row, u16 expert, f32 weight */
 };
 

@@ -68,6 +68,12 @@ void wr_acts(worker_rig *x)
                                  x->r.wall_ms, &x->r.out);
             break;
         case CW_WORKER_UNLOAD: x->n_unloads++; break;
+        case CW_WORKER_SOURCE:
+            x->n_sources++;
+            cw_free(a.source);
+            break;
+        case CW_WORKER_READ: x->read = a; break;
+        case CW_WORKER_SAVE: x->n_saves++; break;
         case CW_WORKER_COMPUTE: x->jobs[x->n_jobs++] = a.job; break;
         case CW_WORKER_REVOKED: x->n_revoked++; break;
         case CW_WORKER_SAY: memcpy(x->said, a.text, sizeof x->said); break;

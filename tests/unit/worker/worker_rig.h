@@ -18,6 +18,8 @@ typedef struct {
     int stopped; /* -1: not; else the code */
     char said[CW_TEXT_MAX], stop_text[CW_TEXT_MAX];
     int n_loads, n_unloads, n_revoked, n_enrolled, n_get_model;
+    int n_sources, n_saves;
+    cw_worker_act read; /* the last CW_WORKER_READ */
     bool load_fails, hold_loads;
     uint32_t held[64][2];
     int n_held;

@@ -15,6 +15,7 @@
  * with what it holds; no key can make the queue grow without bound.
  */
 #pragma once
+#include "cw/fetch_machine.h"
 #include "cw/kernels.h"
 #include "cw/machine.h"
 
@@ -37,6 +38,10 @@ typedef struct {
     uint64_t fingerprint;
     bool has_local_model; /* --model: slices come from a file of this digest */
     uint8_t local_digest[CW_DIGEST_BYTES];
+    const uint8_t *saved; /* cw_worker_saved of an earlier run, borrowed for cw_worker_new; NULL: none */
+    size_t saved_len;
+    bool gives_chunks;         /* CW_WORKER_READ can be answered */
+    uint64_t chunk_rate;       /* bytes of chunks given a second while calls are served; 0: any */
     const cw_kernels *kernels; /* for COMBINED_F32; outlives the machine */
     uint64_t seed;             /* jitter */
     uint32_t drain_ms;         /* told to stop: how long the coordinator may take to give the experts other
@@ -86,6 +91,10 @@ typedef enum {
                             cw_worker_model_ready/failed */
     CW_WORKER_LOAD,      /* bring (layer, expert) in; answer cw_worker_loaded */
     CW_WORKER_UNLOAD,    /* give it back; no job holds it */
+    CW_WORKER_SOURCE,    /* source (the receiver frees it with cw_free): a worker that has chunks */
+    CW_WORKER_READ,      /* `length` bytes of `chunk` from `offset`, or as many as there are; answer
+                            cw_worker_read */
+    CW_WORKER_SAVE,      /* write cw_worker_saved to disk */
     CW_WORKER_COMPUTE,   /* job; answer cw_worker_computed */
     CW_WORKER_REVOKED,   /* key: refuse it in ZAP from now on */
     CW_WORKER_SAY,       /* text: a line for the operator */
@@ -95,6 +104,10 @@ typedef enum {
 typedef struct {
     cw_worker_act_kind kind;
     uint32_t layer, expert;
+    cw_fetch_source *source;
+    cw_link link; /* READ */
+    uint32_t chunk, length;
+    uint64_t offset;
     cw_job *job;
     cw_key key;                      /* REVOKED */
     uint8_t digest[CW_DIGEST_BYTES]; /* GET_MODEL */
@@ -124,6 +137,11 @@ void cw_worker_model_failed(cw_worker *w, bool fatal, const char *text, int64_t 
 void cw_worker_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, const char *text,
                       int64_t now_us, int64_t wall_ms, cw_outbox *out);
 void cw_worker_computed(cw_worker *w, cw_job *job, int64_t now_us, int64_t wall_ms, cw_outbox *out);
+/* `bytes` of the chunk from `offset`, taken over, or data NULL and a sentence. total: of the chunk. */
+void cw_worker_read(cw_worker *w, cw_link link, uint32_t chunk, uint64_t offset, uint64_t total,
+                    cw_frame bytes, const char *text, int64_t now_us, int64_t wall_ms, cw_outbox *out);
+/* What to keep over a restart; data NULL: out of memory. */
+CW_MUST_USE cw_frame cw_worker_saved(const cw_worker *w);
 /*
  * SIGTERM: Leave to the coordinator, and the worker serves until it says Released (drain_ms at most). Then
  * new calls are refused, queued ones finished (2 s at most), Bye to all, CW_WORKER_STOPPED. Called again:
@@ -144,7 +162,11 @@ typedef struct {
     float speed;      /* GB/s of weights with one row each: measured in service, or the config's */
     uint64_t epoch_term, epoch_number;
     uint64_t calls, rows, bytes_in, bytes_out; /* answered since start */
+    uint64_t chunk_bytes_out;                  /* given to other workers */
+    bool serving;                              /* a call came within the last second */
     int64_t wall_offset_ms;                    /* coordinator's wall clock minus ours */
 } cw_worker_facts;
 void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out);
+/* Packed bytes that are READY, of those that are wanted and fit; false: nothing is on its way. */
+bool cw_worker_loading(const cw_worker *w, uint64_t *done, uint64_t *total);
 bool cw_worker_is_ready(const cw_worker *w, uint32_t layer, uint32_t expert);

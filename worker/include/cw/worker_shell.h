@@ -13,6 +13,7 @@ typedef struct {
     int threads;           /* 0: one per available CPU */
     const char *model;     /* local copy of the model file; NULL: pulled from the coordinator */
     uint64_t disk;         /* limit of the chunk cache; 0: none */
+    uint64_t pull_limit;   /* bytes of chunks a second, pulled or given, while calls are served; 0: any */
     const cw_kernels *kernels;
     const char *metrics;   /* loopback address of the metrics port, or NULL */
     uint32_t drain_ms;     /* SIGTERM: how long to wait until the experts here have other homes */

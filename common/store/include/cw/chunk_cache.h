@@ -28,6 +28,10 @@ CW_MUST_USE cw_status cw_chunk_cache_put(cw_chunk_cache *c, const uint8_t hash[C
 /* Copies the chunk to dst[n]. NOT_FOUND when it is not there, of another length, or damaged (dropped then). */
 CW_MUST_USE cw_status cw_chunk_cache_get(cw_chunk_cache *c, const uint8_t hash[CW_MANIFEST_HASH_BYTES], void *dst, size_t n,
                                          cw_err *err);
+/* Bytes [offset, offset + n) of a chunk, unverified: whoever puts the parts together checks the whole. NOT_FOUND when it is
+ * not there or shorter. */
+CW_MUST_USE cw_status cw_chunk_cache_read(cw_chunk_cache *c, const uint8_t hash[CW_MANIFEST_HASH_BYTES], uint64_t offset, size_t n,
+                                          void *dst, cw_err *err);
 /* Forgets the chunk; absent is fine. */
 void cw_chunk_cache_drop(cw_chunk_cache *c, const uint8_t hash[CW_MANIFEST_HASH_BYTES]);
 
