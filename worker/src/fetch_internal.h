@@ -6,7 +6,8 @@
 
 enum {
     PARTS_AHEAD = 8, /* asked for on a link and not here */
-    PART_BYTES = 256 << 10,
+    PART_BYTES =
+        128 << 10,     /* what a call may have to wait for in the I/O thread of a worker that gives chunks */
     ITEMS_AT_ONCE = 4, /* of one source */
     IDLE_US = 30000000,
     CONNECT_US = 10000000,

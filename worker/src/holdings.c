@@ -252,7 +252,7 @@ void holdings_tick(cw_worker *w, cw_outbox *out)
     load_next(w);
     if (!w->holdings_dirty) return;
     if (is_settled(w)) {
-        if (!w->n_failed && w->seq_seen) tell_rest(w);
+        if (!w->n_failed && (w->seq_seen || w->took_up)) tell_rest(w);
         w->seq_done = w->seq_seen;
     }
     if (w->co.state == CO_ADMITTED && (is_settled(w) || w->now_us - w->holdings_sent_us >= HOLDINGS_EVERY_US))
