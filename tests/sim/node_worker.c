@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cw/mem.h"
+
 static void give_model(void *ctx, void *arg, cw_outbox *out)
 {
     node_worker *w = ctx;
@@ -109,7 +111,7 @@ void node_worker_after(void *ctx, cw_outbox *out)
         case CW_WORKER_LOAD: load(w, a.layer, a.expert); break;
         case CW_WORKER_UNLOAD: unload(w, a.layer, a.expert); break;
         case CW_WORKER_SOURCE: cw_free(a.source); break;
-        case CW_WORKER_READ: sim_fail(s, "worker %d is asked for a chunk", w->index); break;
+        case CW_WORKER_READ: host_fail(w->h, "worker %d is asked for a chunk", w->index); break;
         case CW_WORKER_SAVE: break; /* restarts here are with empty disks */
         case CW_WORKER_COMPUTE:
             if (job_is_honest(w, a.job)) w->h->ops->after(w->h, compute_us(w, a.job), computed, a.job);

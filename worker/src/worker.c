@@ -89,6 +89,7 @@ void cw_worker_free(cw_worker **wp)
     cw_free(w->layers);
     cw_free(w->wanted);
     cw_free(w->state);
+    for (size_t i = 0; i < w->n_acts; i++) cw_free(w->acts[(w->act_head + i) % w->cap_acts].source);
     cw_free(w->acts);
     cw_free(w);
     *wp = NULL;
