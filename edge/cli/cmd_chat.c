@@ -71,6 +71,7 @@ static void print_summary(chat *c)
         .stats = &c->last,
         .workers = c->workers,
         .n_workers = cli_setup_workers(&c->setup, c->workers),
+        .counts = cli_setup_counts(&c->setup),
     };
     cli_printer_summary(&c->printer, &sum);
 }
@@ -261,6 +262,7 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
     c.printer.on_failure = cw_signal_stop;
     cw_status s = cli_setup_open(o, &c.setup, &err);
     if (s == CW_OK) {
+        if (c.setup.land && !o->quiet) cw_mainland_on_waiting(c.setup.land, cli_printer_notice, &c.printer);
         s = open_talk(&c, &err);
         if (s == CW_OK) s = cli_line_new("> ", &line, &err);
         if (s == CW_OK) {

@@ -31,6 +31,7 @@ static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, 
             .stats = &stats,
             .workers = workers,
             .n_workers = cli_setup_workers(s, workers),
+            .counts = cli_setup_counts(s),
         };
         cli_printer_summary(printer, &sum);
     }
@@ -59,6 +60,7 @@ int cli_run(const cli_options *o, const cw_parsed *p)
     cli_setup s;
     cw_status st = cli_setup_open(o, &s, &err);
     if (st == CW_OK) {
+        if (s.land && !o->quiet) cw_mainland_on_waiting(s.land, cli_printer_notice, &printer);
         st = answer(o, &s, prompt, &printer, &err);
         cli_setup_close(&s);
     }

@@ -41,7 +41,9 @@ static const cw_option mainland_rows[] = {
     {"name", 0, CW_OPT_STRING, AT(name), "NAME", NULL, 0, 0, NULL, NULL, NULL, 0,
      "what this edge is called in the cluster; without it the host's name"},
     {"wait", 0, CW_OPT_DURATION, AT(wait), "TIME", NULL, 0, 86400, "0", NULL, NULL, 0,
-     "how long to wait for the cluster; 0: 30 s in mode split, 5 s in mode auto"},
+     "how long to wait for the cluster, and in an answer for experts that were lost; 0: 30 s in mode split, "
+     "5 s in mode "
+     "auto, 10 s in an answer"},
     {0},
 };
 

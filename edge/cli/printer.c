@@ -128,6 +128,19 @@ static void summary_json(cli_printer *p, const cli_summary *s)
     cw_json_kfixed(&j, "tokens_per_second", cli_tokens_per_second(t), 2);
     cw_json_kfixed(&j, "prefill_ms", (double)t->prefill_us / 1e3, 3);
     cw_json_kfixed(&j, "decode_ms", (double)t->decode_us / 1e3, 3);
+    if (s->counts) {
+        const cw_mainland_counts *n = s->counts;
+        cw_json_kuint(&j, "calls", n->calls);
+        cw_json_kuint(&j, "resent", n->resent);
+        cw_json_kuint(&j, "hedges", n->hedges);
+        cw_json_kuint(&j, "hedge_wins", n->hedge_wins);
+        cw_json_kuint(&j, "doubled", n->doubled);
+        cw_json_kuint(&j, "compared", n->compared);
+        cw_json_kuint(&j, "mismatches", n->mismatches);
+        cw_json_kuint(&j, "busy", n->busy);
+        cw_json_kuint(&j, "suspects", n->suspects);
+        cw_json_kuint(&j, "late", n->late);
+    }
     cw_json_key(&j, "workers");
     cw_json_array(&j);
     for (size_t i = 0; i < s->n_workers; i++) {
@@ -168,6 +181,17 @@ static void summary_text(cli_printer *p, const cli_summary *s)
                 (unsigned long long)w->rows, cw_bytes_text(w->bytes_out, out, sizeof out),
                 cw_bytes_text(w->bytes_in, in, sizeof in), w->up ? "" : "  (gone)");
     }
+    const cw_mainland_counts *n = s->counts;
+    if (n && (n->resent || n->hedges || n->busy || n->suspects))
+        fprintf(p->note,
+                "  %llu calls: %llu sent again, %llu hedged (%llu won), %llu put off, %llu times a worker "
+                "hung or was late\n",
+                (unsigned long long)n->calls, (unsigned long long)n->resent, (unsigned long long)n->hedges,
+                (unsigned long long)n->hedge_wins, (unsigned long long)n->busy,
+                (unsigned long long)n->suspects);
+    if (n && n->compared)
+        fprintf(p->note, "  %llu rows came from two workers: %llu differed\n",
+                (unsigned long long)n->compared, (unsigned long long)n->mismatches);
 }
 
 void cli_printer_summary(cli_printer *p, const cli_summary *s)

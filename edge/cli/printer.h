@@ -6,6 +6,7 @@
  * for byte.
  */
 #pragma once
+#include "cw/mainland.h"
 #include "cw/talk.h"
 #include <stdio.h>
 
@@ -36,6 +37,7 @@ typedef struct {
     const cw_talk_stats *stats;
     const cli_worker_line *workers;
     size_t n_workers;
+    const cw_mainland_counts *counts; /* NULL: no workers */
 } cli_summary;
 
 void cli_printer_summary(cli_printer *p, const cli_summary *s);

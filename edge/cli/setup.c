@@ -102,6 +102,7 @@ cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wai
         .max_rows = cw_engine_max_rows(e),
         .gives_way = gives_way,
         .wait_ms = o->wait > 0 ? (int)(o->wait / 1000) : wait_ms,
+        .lost_ms = o->wait > 0 ? (int)(o->wait / 1000) : 0,
         .say = o->quiet ? NULL : say_waiting,
         .say_ctx = &w,
         .cancel = cw_signal_interrupt_flag(),
@@ -297,6 +298,14 @@ size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines)
 static bool is_back(void *ctx)
 {
     return cw_mainland_is_online(ctx);
+}
+
+const cw_mainland_counts *cli_setup_counts(const cli_setup *s)
+{
+    static cw_mainland_status st;
+    if (!s->land) return NULL;
+    cw_mainland_get_status(s->land, &st);
+    return &st.n;
 }
 
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)

@@ -25,6 +25,8 @@ CW_MUST_USE cw_status cli_setup_open(const cli_options *o, cli_setup *out, cw_er
 void cli_setup_close(cli_setup *s);
 /* Up to CLI_MAX_WORKERS lines; the number written. */
 size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines);
+/* What went to workers so far, or NULL without any; until the next call. */
+const cw_mainland_counts *cli_setup_counts(const cli_setup *s);
 cw_sampler_params cli_sampler_params(const cli_options *o);
 /* Talk options for these speakers and this mode; the sink is the caller's. The setup outlives the talk. */
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s);

@@ -9,7 +9,7 @@
 #include "mainland_internal.h"
 
 /* The flag has no bell: how long a cancelled wait may go on, against waking up for nothing. */
-enum { CANCEL_POLL_MS = 40, PREFILL_ROWS = 16 };
+enum { CANCEL_POLL_MS = 40, TELL_POLLS = 12, PREFILL_ROWS = 16 };
 
 static size_t slot_bytes(const cw_mainland *m)
 {
@@ -98,18 +98,34 @@ static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *tic
     return CW_OK;
 }
 
+/* Tells the user what a long wait is for; the lock is held, but not during the telling. */
+static void tell_waiting(cw_mainland *m, char told[CW_TEXT_MAX])
+{
+    char now[CW_TEXT_MAX];
+    memcpy(now, m->facts.waiting, sizeof now);
+    m->asked++; /* a fresh look for the next time */
+    pthread_mutex_unlock(&m->lock);
+    cw_net_wake(m->net);
+    if (now[0] && strcmp(now, told)) {
+        m->tell_waiting(m->tell_ctx, now);
+        memcpy(told, now, sizeof now);
+    }
+    pthread_mutex_lock(&m->lock);
+}
+
 /* Returns with the lock held and the slot done, or the network thread ended. */
 static void wait_done(cw_mainland *m, slot *s)
 {
+    char told[CW_TEXT_MAX] = "";
+    int polls = 0;
     pthread_mutex_lock(&m->lock);
     while (!s->done && !m->ended) {
-        if (!s->cancel || atomic_load(&s->give_up)) {
-            pthread_cond_wait(&m->changed, &m->lock);
+        if (s->cancel && atomic_load(s->cancel) && !atomic_exchange(&s->give_up, true)) {
+            cw_net_wake(m->net);
             continue;
         }
-        if (atomic_load(s->cancel)) {
-            atomic_store(&s->give_up, true);
-            cw_net_wake(m->net);
+        if ((!s->cancel || atomic_load(&s->give_up)) && !m->tell_waiting) {
+            pthread_cond_wait(&m->changed, &m->lock);
             continue;
         }
         struct timespec t;
@@ -117,6 +133,7 @@ static void wait_done(cw_mainland *m, slot *s)
         t.tv_nsec += CANCEL_POLL_MS * 1000000;
         if (t.tv_nsec >= 1000000000) t.tv_sec++, t.tv_nsec -= 1000000000;
         pthread_cond_timedwait(&m->changed, &m->lock, &t);
+        if (m->tell_waiting && ++polls % TELL_POLLS == 0) tell_waiting(m, told);
     }
 }
 

@@ -76,7 +76,20 @@ static cw_status fill_config(cw_mainland *m, cw_err *err)
             .weight_bytes = cw_expert_packed_bytes(s)};
     }
     c->layers = m->layers;
+    c->homeless_us = (int64_t)m->o.lost_ms * 1000;
     return CW_OK;
+}
+
+/* Room for a cluster of a thousand workers; where the system does not allow so many descriptors, for as many
+ * as it usually does. */
+static cw_status open_net(cw_mainland *m, cw_err *err)
+{
+    cw_net_role role = land_role(m);
+    cw_net_config c = {
+        .self = CW_SIDE_EDGE, .keys = m->member.keys, .max_peers = 1100, .peer_credit = 16 << 20};
+    if (cw_net_new(&c, &role, &m->net, NULL) == CW_OK) return CW_OK;
+    c.max_peers = 128;
+    return cw_net_new(&c, &role, &m->net, err);
 }
 
 static cw_status start(cw_mainland *m, cw_err *err)
@@ -89,10 +102,7 @@ static cw_status start(cw_mainland *m, cw_err *err)
     CW_TRY(cw_edge_new(&m->ec, &m->edge, err));
     m->max_entries = (size_t)m->o.max_rows * (size_t)m->o.config->n_used;
     CW_TRY(land_slots_new(m, err));
-    cw_net_config nc = {
-        .self = CW_SIDE_EDGE, .keys = m->member.keys, .max_peers = 256, .peer_credit = 16 << 20};
-    cw_net_role role = land_role(m);
-    CW_TRY(cw_net_new(&nc, &role, &m->net, err));
+    CW_TRY(open_net(m, err));
     if (pthread_create(&m->thread, NULL, land_thread, m) != 0)
         return CW_FAIL(err, CW_STATUS_LIMIT, "no thread for the network");
     m->running = true;
@@ -205,6 +215,12 @@ bool cw_mainland_is_online(const cw_mainland *m)
     return atomic_load_explicit(&m->online, memory_order_relaxed);
 }
 
+void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *sentence), void *ctx)
+{
+    m->tell_waiting = tell;
+    m->tell_ctx = ctx;
+}
+
 void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)
 {
     land_refresh_locked(m);
@@ -216,9 +232,18 @@ void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)
                                 .n_up = up ? f->n_up : 0,
                                 .epoch_term = f->epoch_term,
                                 .epoch_number = f->epoch_number,
-                                .calls = f->n.calls,
-                                .resent = f->n.resent};
+                                .n = {.calls = f->n.calls,
+                                      .resent = f->n.resent,
+                                      .hedges = f->n.hedges,
+                                      .hedge_wins = f->n.hedge_wins,
+                                      .doubled = f->n.doubled,
+                                      .compared = f->n.compared,
+                                      .mismatches = f->n.mismatches,
+                                      .busy = f->n.busy,
+                                      .suspects = f->n.suspects,
+                                      .late = f->n.late}};
     memcpy(out->model_name, f->model_name, sizeof out->model_name);
+    memcpy(out->waiting, f->waiting, sizeof out->waiting);
     snprintf(out->why, sizeof out->why, "%s", up ? f->why : m->end_err.text);
     pthread_mutex_unlock(&m->lock);
 }

@@ -47,6 +47,8 @@ struct cw_mainland {
     slot *slots;
     int n_slots, handed_out; /* handed_out: the slot whose reply the engine is looking at, or -1 */
     cw_queue *submitted;
+    void (*tell_waiting)(void *ctx, const char *sentence); /* engine's thread */
+    void *tell_ctx;
 
     /* Network thread only. */
     bool wanted;

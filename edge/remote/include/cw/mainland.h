@@ -30,6 +30,7 @@ typedef struct {
     int wait_ms;                   /* how long opening waits for a home of every expert, 0: 30 000 */
     bool gives_way; /* a fallback goes on while the mainland is out of reach: calls fail then at once */
     int call_ms;    /* how long one layer may take before the answer fails, 0: 30 000 */
+    int lost_ms;    /* how long an answer waits for experts that no worker has any more, 0: 10 000 */
     /* What is being waited for, in words; hashing the model file the first time reports bytes. From the
      * opening thread. */
     void (*say)(void *ctx, const char *text, uint64_t done, uint64_t total);
@@ -60,13 +61,28 @@ cw_experts *cw_mainland_experts(cw_mainland *m);
  * (cw/tide.h). Never blocks. */
 bool cw_mainland_is_online(const cw_mainland *m);
 
+/* What an answer waits for longer than a second ("waiting for experts of layer 3: worker b is gone"),
+ * whenever that changes. From the engine's thread, inside a collect. */
+void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *sentence), void *ctx);
+
+/* Messages to workers since opening. */
+typedef struct {
+    uint64_t calls, resent;      /* resent: because a link or a worker was lost */
+    uint64_t hedges, hedge_wins; /* sent to a second worker because the first was late; that one was faster */
+    uint64_t doubled;            /* sent to a second worker to compare */
+    uint64_t compared, mismatches; /* rows that came twice; that differed */
+    uint64_t busy, suspects;       /* calls put off; times a worker was found late or hanging */
+    uint64_t late;                 /* replies nobody waited for any more */
+} cw_mainland_counts;
+
 typedef struct {
     bool admitted, covered;
     uint32_t n_workers, n_up;
     uint64_t epoch_term, epoch_number;
-    uint64_t calls, resent;
+    cw_mainland_counts n;
     char model_name[257];
-    char why[512]; /* not covered: a sentence */
+    char why[512];     /* not covered: a sentence */
+    char waiting[512]; /* an answer waits for something: a sentence */
 } cw_mainland_status;
 void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out);
 
