@@ -4,7 +4,7 @@ import time
 import unittest
 
 from chaos import QUESTIONS, Bed, gaps_of
-from cluster import PATIENCE
+from cluster import PATIENCE, eventually
 
 STORY = QUESTIONS[0]
 
@@ -22,6 +22,8 @@ class InMidAnswer(unittest.TestCase):
 
     def setUp(self):
         self.bed.all_ready(60)
+        # One fault at a time: the edge has found the worker that came back.
+        eventually("the edge is connected to both workers", lambda: sum(w["up"] for w in self.edge.ask("Hello")[2]["workers"]) == 2)
 
     def fault(self, fault, name, limit_ms):
         """One fault after the first pieces of an answer; what the summary told."""

@@ -97,7 +97,7 @@ struct home {
     cw_key key;
     float speed;
     uint32_t index; /* in homes */
-    bool in_epoch, stopping;
+    bool in_epoch, was_in_epoch, stopping;
     bool ticket_refused; /* waits, and a ticket other than the one it was shown ends the wait */
     uint8_t *sets;       /* [n_layers, set_bytes] bits */
 

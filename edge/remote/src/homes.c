@@ -43,7 +43,7 @@ static home *add(cw_edge *e, const cw_key *key)
     h->index = (uint32_t)e->n_homes;
     /* Different workers, different jitter. */
     h->backoff = (cw_backoff){
-        .first_us = 50000, .most_us = 3000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};
+        .first_us = 50000, .most_us = 1000000, .random = e->c.seed + 0x51ed270b * (e->n_homes + 1)};
     return e->homes[e->n_homes++] = h;
 }
 
@@ -55,6 +55,10 @@ static void take_worker(cw_edge *e, const Cw__Pb__EpochWorker *w)
     if (!h && !(h = add(e, &key))) {
         edge_say(e, "out of memory for a worker of the epoch");
         return;
+    }
+    if (!h->was_in_epoch) { /* it has come, or come back: no pause from earlier attempts */
+        h->retry_us = 0;
+        cw_backoff_reset(&h->backoff);
     }
     h->id = w->id;
     h->speed = w->speed;
@@ -98,7 +102,8 @@ bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
     if (take) {
         e->epoch_term = b->term;
         e->epoch_number = b->number;
-        for (size_t i = 0; i < e->n_homes; i++) e->homes[i]->in_epoch = false;
+        for (size_t i = 0; i < e->n_homes; i++)
+            e->homes[i]->was_in_epoch = e->homes[i]->in_epoch, e->homes[i]->in_epoch = false;
         for (size_t i = 0; i < b->n_workers; i++) take_worker(e, b->workers[i]);
         clear_doubt(e);
         edge_act(e, CW_EDGE_SAVE);
