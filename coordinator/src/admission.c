@@ -314,6 +314,7 @@ static void take_facts(member *m, const Cw__Pb__Hello *h)
     w->trouble[0] = 0;
     w->retry_us = INT64_MAX;
     cw_expert_bits_clear(&w->asked);
+    cw_expert_bits_clear(&w->first);
     cw_expert_bits_clear(&w->leaving);
     cw_expert_bits_clear(&w->dropping);
     if (restarted) w->calls = w->rows = w->bytes_in = w->bytes_out = 0;

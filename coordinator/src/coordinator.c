@@ -29,6 +29,7 @@ void cw_coordinator_config_init(cw_coordinator_config *c)
                   .progress_ms = 5000,
                   .drop_grace_ms = 10000,
                   .retry_ms = 10000,
+                  .balance_ms = 60000,
                   .audit_ms = 4000,
                   .epoch_gap_ms = 250,
                   .release_ms = 300},
@@ -123,6 +124,7 @@ void cw_coordinator_free(cw_coordinator **pc)
     cw_free(c->model_name);
     cw_free(c->store_address);
     cw_free(c->expert_bytes);
+    cw_free(c->load);
     cw_free(c);
     *pc = NULL;
 }
@@ -144,6 +146,7 @@ void member_lost(cw_coordinator *c, member *m, int64_t now_us, bool farewell)
      * without replicas. */
     w->lost_us = farewell ? now_us - (int64_t)c->cfg.times.lost_ms * 1000 : now_us;
     cw_expert_bits_clear(&w->asked);
+    cw_expert_bits_clear(&w->first);
     cw_expert_bits_clear(&w->leaving);
     cw_expert_bits_clear(&w->dropping);
 }
@@ -192,7 +195,7 @@ static void blame(cw_coordinator *c, link_state *l, int64_t now_us, const char *
     link_remove(c, l->link);
 }
 
-static void on_load(member *m, const Cw__Pb__WorkerLoad *load)
+static void on_load(cw_coordinator *c, member *m, const Cw__Pb__WorkerLoad *load, int64_t now_us)
 {
     worker_state *w = m->worker;
     w->calls = load->calls;
@@ -200,6 +203,7 @@ static void on_load(member *m, const Cw__Pb__WorkerLoad *load)
     w->bytes_in = load->bytes_in;
     w->bytes_out = load->bytes_out;
     if (load->speed > 0) w->speed = load->speed;
+    loads_add(c, load->n_loads, load->loads, now_us);
 }
 
 static void on_stats(member *m, const Cw__Pb__EdgeStats *s)
@@ -252,7 +256,7 @@ static bool on_member_message(cw_coordinator *c, link_state *l, cw_event *ev, cw
         link_remove(c, l->link);
         return true;
     case CW__PB__ENVELOPE__BODY_TICKET_RENEW: send_ticket(c, l->who, ev, out); return false;
-    case CW__PB__ENVELOPE__BODY_WORKER_LOAD: on_load(l->who, env->worker_load); return false;
+    case CW__PB__ENVELOPE__BODY_WORKER_LOAD: on_load(c, l->who, env->worker_load, ev->now_us); return false;
     case CW__PB__ENVELOPE__BODY_EDGE_STATS: on_stats(l->who, env->edge_stats); return false;
     case CW__PB__ENVELOPE__BODY_MISMATCH: on_mismatch(c, l->who, env->mismatch, ev->now_us); return false;
     case CW__PB__ENVELOPE__BODY_AUDIT_RESULT: on_audit_result(c, l->who, env->audit_result); return false;

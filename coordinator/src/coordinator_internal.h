@@ -1,6 +1,6 @@
 /*
  * The coordinator's machine from the inside: registry (registry.c), admission (admission.c), placement over
- * time (mover.c), epochs (epochs.c), events (coordinator.c). One thread; see cw/coordinator.h.
+ * time (planner.c, mover.c), epochs (epochs.c), events (coordinator.c). One thread; see cw/coordinator.h.
  */
 #pragma once
 #include "cw/coordinator.h"
@@ -17,11 +17,14 @@ typedef struct {
     bool local_model;
     bool gives_chunks; /* other workers may fetch chunks there */
     bool heard;               /* Holdings came on this link: `held` is the truth */
+    bool balancing;           /* the newest placement was for balance: nothing was missing before it */
     bool planned;             /* the placement counts on it */
+    bool replaced;            /* it is away, and what only it has was placed elsewhere */
     int64_t lost_us;          /* since when it is away, where it has no link */
     cw_expert_bits held;      /* READY there, as it said; without what it was told to drop */
     cw_expert_bits wanted;    /* placement: what it shall hold */
     cw_expert_bits asked;     /* assigned, not READY yet */
+    cw_expert_bits first;     /* of wanted, not READY: it is to make the first home of these */
     cw_expert_bits leaving;   /* to be dropped: already missing in the next epoch */
     cw_expert_bits dropping;  /* Drop sent, not confirmed: still in its memory */
     cw_expert_bits published; /* in the newest epoch; is_published says whether it is there at all */
@@ -141,7 +144,11 @@ struct cw_coordinator {
     int64_t last_us;      /* time of the last event, to notice that this process slept */
     int64_t settle_until; /* 0: not settling */
     int64_t replan_us;    /* when placement runs next; INT64_MAX: no need */
+    int64_t balance_us;   /* when a better balance is looked for next */
     int64_t forget_us;    /* when members are looked through next */
+    float *load;          /* [n_layers, n_experts] rows asked for, decaying; NULL: none yet */
+    double load_rows;     /* their sum */
+    int64_t load_us;      /* when it decayed last */
     uint32_t n_unplaced;
     uint64_t missing_bytes;
     char trouble[CW_TEXT_MAX];
@@ -270,9 +277,18 @@ void depart_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
 bool somebody_waits_to_leave(const cw_coordinator *c);
 void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us);
 
-/* ---- mover.c */
+/* ---- loads.c */
+void loads_add(cw_coordinator *c, size_t n, Cw__Pb__LayerLoad *const *loads, int64_t now_us);
+/* [n_layers, n_experts], NULL: too little was measured to tell experts apart. */
+const float *loads_of(const cw_coordinator *c);
+
+/* ---- planner.c */
 void replan_at(cw_coordinator *c, int64_t at_us);
 void replan_now(cw_coordinator *c, int64_t now_us);
+/* Who is away for good, and the placement where it is due. */
+void planner_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
+
+/* ---- mover.c */
 /* Whether a connected, trusted worker other than `not_here` holds it and keeps it; in_epoch: and edges know
  * that. */
 bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_t layer, uint32_t e,

@@ -13,17 +13,6 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 
-void replan_at(cw_coordinator *c, int64_t at_us)
-{
-    /* A gathering that goes on is put off, but never what is due already. */
-    if (c->replan_us == INT64_MAX || at_us > c->replan_us) c->replan_us = at_us;
-}
-
-void replan_now(cw_coordinator *c, int64_t now_us)
-{
-    c->replan_us = now_us;
-}
-
 /* ---- who counts
  * --------------------------------------------------------------------------------------------- */
 
@@ -38,117 +27,6 @@ bool has_home_elsewhere(const cw_coordinator *c, const member *not_here, uint32_
         if (!in_epoch || cw_expert_bits_has(&w->published, layer, e)) return true;
     }
     return false;
-}
-
-static bool is_sole_home(const cw_coordinator *c, const member *m)
-{
-    const cw_expert_bits *b = &m->worker->wanted;
-    for (uint32_t l = 0; l < b->n_layers; l++)
-        for (uint32_t e = 0; e < b->n_experts; e++)
-            if (cw_expert_bits_has(b, l, e) && !has_home_elsewhere(c, m, l, e, false)) return true;
-    return false;
-}
-
-static bool all_back(const cw_coordinator *c)
-{
-    for (size_t i = 0; i < c->n_members; i++) {
-        const member *m = c->members[i];
-        if (m->worker && m->worker->planned && is_trusted(m) && !is_counted(m)) return false;
-    }
-    return true;
-}
-
-/* Workers that stay away lose their part in the placement, later where others hold the same experts. */
-static void watch_absent(cw_coordinator *c, int64_t now_us)
-{
-    if (c->settle_until) {
-        if (now_us < c->settle_until && !all_back(c)) return;
-        c->settle_until = 0;
-        CW_LOG_I("coordinator", "settled");
-        replan_at(c, now_us);
-    }
-    for (size_t i = 0; i < c->n_members; i++) {
-        member *m = c->members[i];
-        worker_state *w = m->worker;
-        if (!w || !w->planned || (is_live(m) && is_trusted(m))) continue;
-        bool gone = !is_trusted(m) || now_us >= after_ms(w->lost_us, c->cfg.times.replace_ms);
-        if (!gone && now_us >= after_ms(w->lost_us, c->cfg.times.lost_ms)) gone = is_sole_home(c, m);
-        if (!gone) continue;
-        w->planned = false;
-        cw_expert_bits_clear(&w->wanted);
-        replan_now(c, now_us);
-        CW_LOG_W("coordinator", "worker \"%s\" is away: its experts get other homes", m->row.name);
-    }
-}
-
-/* ---- placement
- * ---------------------------------------------------------------------------------------------- */
-
-/* What the placement may count on. A worker that has been away since we started did not say: what it held,
- * and its reserve. */
-static uint64_t memory_of(const cw_coordinator *c, const worker_state *w)
-{
-    if (w->memory_bytes) return w->memory_bytes;
-    uint64_t bytes = cw_expert_bits_bytes(&w->wanted, c->expert_bytes), largest = 0;
-    for (uint32_t l = 0; l < c->cfg.n_layers; l++)
-        if (c->expert_bytes[l] > largest) largest = c->expert_bytes[l];
-    return bytes + bytes / 49 + 1 + largest;
-}
-
-static bool run_placement(cw_coordinator *c, size_t n, member **who, cw_placement_worker *in,
-                          cw_expert_bits *sets, cw_placement_result *res)
-{
-    for (size_t i = 0; i < n; i++) {
-        worker_state *w = who[i]->worker;
-        if (!cw_expert_bits_init(&sets[i], c->cfg.n_layers, c->cfg.n_experts)) return false;
-        /* What is READY or on its way stays for nothing; `wanted` itself is about to be replaced. */
-        if (is_counted(who[i])) {
-            cw_expert_bits_copy(&w->wanted, &w->held);
-            cw_expert_bits_or(&w->wanted, &w->asked);
-        }
-        in[i] = (cw_placement_worker){.memory = memory_of(c, w), .previous = &w->wanted};
-    }
-    cw_placement_input input = {.n_layers = c->cfg.n_layers,
-                                .n_experts = c->cfg.n_experts,
-                                .expert_bytes = c->expert_bytes,
-                                .workers = in,
-                                .n_workers = (uint32_t)n};
-    return cw_placement(&input, sets, NULL, res);
-}
-
-static void plan(cw_coordinator *c, int64_t now_us)
-{
-    if (c->settle_until || now_us < c->replan_us) return;
-    c->replan_us = INT64_MAX;
-    member **who = cw_calloc(c->n_members, sizeof *who);
-    cw_placement_worker *in = cw_calloc(c->n_members, sizeof *in);
-    cw_expert_bits *sets = cw_calloc(c->n_members, sizeof *sets);
-    cw_placement_result res = {0};
-    size_t n = 0;
-    for (size_t i = 0; who && i < c->n_members; i++) {
-        member *m = c->members[i];
-        if (!m->worker || !m->worker->planned) continue;
-        if (is_departing(m)) /* what it holds stays until others have it, and then leaves */
-            cw_expert_bits_clear(&m->worker->wanted);
-        else
-            who[n++] = m;
-    }
-    if (who && in && sets && run_placement(c, n, who, in, sets, &res)) {
-        for (size_t i = 0; i < n; i++) {
-            cw_expert_bits_copy(&who[i]->worker->wanted, &sets[i]);
-            who[i]->worker->planned_memory = who[i]->worker->memory_bytes;
-        }
-        if (strcmp(c->trouble, res.text) != 0 && res.text[0]) CW_LOG_W("coordinator", "%s", res.text);
-        snprintf(c->trouble, sizeof c->trouble, "%s", res.text);
-        c->n_unplaced = res.n_unplaced;
-        c->missing_bytes = res.missing_bytes;
-    } else {
-        c->failed = true;
-    }
-    for (size_t i = 0; sets && i < n; i++) cw_expert_bits_free(&sets[i]);
-    cw_free(sets);
-    cw_free(in);
-    cw_free(who);
 }
 
 /* ---- moves
@@ -192,29 +70,92 @@ static void send_sets(cw_coordinator *c, member *m, const cw_expert_bits *bits, 
              (unsigned long long)w->seq, cw_expert_bits_count(bits));
 }
 
-/* What is wanted and not there or on its way, as far as it fits now; the rest follows when a Drop has made
- * room. */
-static void make(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_outbox *out)
+/* Bytes that may be asked of this worker now. */
+static uint64_t room_of(const cw_coordinator *c, const worker_state *w, cw_expert_bits *tmp)
 {
-    worker_state *w = m->worker;
     cw_expert_bits_copy(tmp, &w->held);
     cw_expert_bits_or(tmp, &w->asked);
     cw_expert_bits_or(tmp, &w->dropping);
-    uint64_t used = cw_expert_bits_bytes(tmp, c->expert_bytes),
-             room = w->memory_bytes > used ? w->memory_bytes - used : 0;
-    for (size_t i = 0; i < (size_t)tmp->n_layers * tmp->words; i++)
-        tmp->bits[i] = w->wanted.bits[i] & ~tmp->bits[i];
-    bool any = false;
-    for (uint32_t l = 0; l < tmp->n_layers; l++)
-        for (uint32_t e = 0; e < tmp->n_experts; e++) {
-            if (!cw_expert_bits_has(tmp, l, e)) continue;
-            if (c->expert_bytes[l] > room) {
-                cw_expert_bits_put(tmp, l, e, false);
-                continue;
-            }
-            room -= c->expert_bytes[l];
-            any = true;
+    uint64_t used = cw_expert_bits_bytes(tmp, c->expert_bytes);
+    return w->memory_bytes > used ? w->memory_bytes - used : 0;
+}
+
+/* The worker that is to make the first home of an expert: of those that want it and have room, the one that
+ * ends its part of the first homes soonest. */
+static member *first_home(const cw_coordinator *c, uint32_t layer, uint32_t e, const uint64_t *room,
+                          const uint64_t *claimed)
+{
+    member *best = NULL;
+    size_t at = 0;
+    for (size_t i = 0; i < c->n_members; i++) {
+        member *m = c->members[i];
+        if (!is_counted(m) || !m->worker->planned || room[i] < c->expert_bytes[layer]) continue;
+        if (!cw_expert_bits_has(&m->worker->wanted, layer, e)) continue;
+        if (!best || claimed[i] < claimed[at]) best = m, at = i;
+    }
+    return best;
+}
+
+/* Experts that nobody has and nobody is loading, each for one of the workers that want it: what they all want
+ * is divided, so that answers flow after a part of the loading, and replicas follow. */
+static void claim_first_homes(cw_coordinator *c, const cw_expert_bits *bare, cw_expert_bits *tmp)
+{
+    cw_expert_bits todo;
+    if (cw_expert_bits_empty(bare)) return;
+    uint64_t *room = cw_calloc(c->n_members, sizeof *room),
+             *claimed = cw_calloc(c->n_members, sizeof *claimed);
+    bool ok = cw_expert_bits_init(&todo, bare->n_layers, bare->n_experts);
+    if (ok && room && claimed) {
+        cw_expert_bits_copy(&todo, bare);
+        for (size_t i = 0; i < c->n_members; i++) {
+            if (!is_counted(c->members[i])) continue;
+            worker_state *w = c->members[i]->worker;
+            cw_expert_bits_andnot(&todo, &w->asked);
+            room[i] = room_of(c, w, tmp);
         }
+        for (uint32_t l = 0, e = 0; cw_expert_bits_next(&todo, &l, &e); e++) {
+            member *m = first_home(c, l, e, room, claimed);
+            if (!m) continue;
+            size_t i = 0;
+            while (c->members[i] != m) i++;
+            cw_expert_bits_put(&m->worker->first, l, e, true);
+            room[i] -= c->expert_bytes[l];
+            claimed[i] += c->expert_bytes[l];
+        }
+    } else {
+        c->failed = true;
+    }
+    if (ok) cw_expert_bits_free(&todo);
+    cw_free(room);
+    cw_free(claimed);
+}
+
+/* What is wanted and not there or on its way, as far as it fits now; the rest follows when a Drop has made
+ * room. First homes go first: a worker loads in its own order whatever it is asked for, so replicas are asked
+ * for when it has those. */
+static void make(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_outbox *out)
+{
+    worker_state *w = m->worker;
+    uint64_t room = room_of(c, w, tmp);
+    uint64_t rest = 0, first = 0, loading = 0;
+    for (size_t i = 0; i < (size_t)tmp->n_layers * tmp->words; i++) {
+        tmp->bits[i] = w->wanted.bits[i] & ~tmp->bits[i];
+        w->first.bits[i] &= w->wanted.bits[i] & ~w->held.bits[i];
+        rest |= tmp->bits[i];
+        first |= tmp->bits[i] & w->first.bits[i];
+        loading |= w->asked.bits[i] & w->first.bits[i];
+    }
+    if (!rest || (!first && loading)) return;
+    if (first) cw_expert_bits_and(tmp, &w->first);
+    bool any = false;
+    for (uint32_t l = 0, e = 0; cw_expert_bits_next(tmp, &l, &e); e++) {
+        if (c->expert_bytes[l] > room) {
+            cw_expert_bits_put(tmp, l, e, false);
+            continue;
+        }
+        room -= c->expert_bytes[l];
+        any = true;
+    }
     if (!any) return;
     cw_expert_bits_or(&w->asked, tmp);
     send_sets(c, m, tmp, true, out);
@@ -223,11 +164,9 @@ static void make(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_outbox *o
 static void start_leaving(cw_coordinator *c, member *m, int64_t now_us)
 {
     worker_state *w = m->worker;
-    for (uint32_t l = 0; l < w->held.n_layers; l++)
-        for (uint32_t e = 0; e < w->held.n_experts; e++) {
-            if (!cw_expert_bits_has(&w->held, l, e) || cw_expert_bits_has(&w->wanted, l, e)) continue;
-            if (has_home_elsewhere(c, m, l, e, false)) cw_expert_bits_put(&w->leaving, l, e, true);
-        }
+    for (uint32_t l = 0, e = 0; cw_expert_bits_next(&w->held, &l, &e); e++)
+        if (!cw_expert_bits_has(&w->wanted, l, e) && has_home_elsewhere(c, m, l, e, false))
+            cw_expert_bits_put(&w->leaving, l, e, true);
     w->leave_us = now_us;
 }
 
@@ -236,11 +175,10 @@ static void end_leaving(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_ou
 {
     worker_state *w = m->worker;
     cw_expert_bits_clear(tmp);
-    for (uint32_t l = 0; l < w->held.n_layers; l++)
-        for (uint32_t e = 0; e < w->held.n_experts; e++)
-            if (cw_expert_bits_has(&w->leaving, l, e) && !cw_expert_bits_has(&w->wanted, l, e) &&
-                !cw_expert_bits_has(&w->published, l, e) && has_home_elsewhere(c, m, l, e, true))
-                cw_expert_bits_put(tmp, l, e, true);
+    for (uint32_t l = 0, e = 0; cw_expert_bits_next(&w->leaving, &l, &e); e++)
+        if (!cw_expert_bits_has(&w->wanted, l, e) && !cw_expert_bits_has(&w->published, l, e) &&
+            has_home_elsewhere(c, m, l, e, true))
+            cw_expert_bits_put(tmp, l, e, true);
     cw_expert_bits_clear(&w->leaving);
     if (cw_expert_bits_empty(tmp)) return;
     cw_expert_bits_andnot(&w->held, tmp);
@@ -252,22 +190,19 @@ static void end_leaving(cw_coordinator *c, member *m, cw_expert_bits *tmp, cw_ou
 static void stay_where_needed(cw_coordinator *c, member *m)
 {
     cw_expert_bits *b = &m->worker->leaving;
-    for (uint32_t l = 0; l < b->n_layers; l++)
-        for (uint32_t e = 0; e < b->n_experts; e++)
-            if (cw_expert_bits_has(b, l, e) &&
-                (cw_expert_bits_has(&m->worker->wanted, l, e) || !has_home_elsewhere(c, m, l, e, false)))
-                cw_expert_bits_put(b, l, e, false);
+    for (uint32_t l = 0, e = 0; cw_expert_bits_next(b, &l, &e); e++)
+        if (cw_expert_bits_has(&m->worker->wanted, l, e) || !has_home_elsewhere(c, m, l, e, false))
+            cw_expert_bits_put(b, l, e, false);
 }
 
-/* Whether some expert has no READY home at all while somebody is to hold it. */
-static bool is_urgent(const cw_coordinator *c, cw_expert_bits *tmp)
+/* Experts that have no READY home at all while somebody is to hold them. */
+static void find_bare(const cw_coordinator *c, cw_expert_bits *tmp)
 {
     cw_expert_bits_clear(tmp);
     for (size_t i = 0; i < c->n_members; i++)
         if (is_counted(c->members[i])) cw_expert_bits_or(tmp, &c->members[i]->worker->wanted);
     for (size_t i = 0; i < c->n_members; i++)
         if (is_counted(c->members[i])) cw_expert_bits_andnot(tmp, &c->members[i]->worker->held);
-    return !cw_expert_bits_empty(tmp);
 }
 
 static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_expert_bits *tmp,
@@ -279,6 +214,7 @@ static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_e
     if (now_us >= w->retry_us) {
         w->retry_us = INT64_MAX;
         cw_expert_bits_clear(&w->asked);
+        cw_expert_bits_clear(&w->first);
     }
     make(c, m, tmp, out);
     if (c->settle_until) return;
@@ -291,19 +227,22 @@ static void move(cw_coordinator *c, member *m, int64_t now_us, bool urgent, cw_e
 
 void mover_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 {
-    watch_absent(c, now_us);
-    plan(c, now_us);
-    cw_expert_bits tmp;
-    if (!cw_expert_bits_init(&tmp, c->cfg.n_layers, c->cfg.n_experts)) {
+    cw_expert_bits bare, tmp;
+    planner_step(c, now_us, out);
+    bool ok = cw_expert_bits_init(&bare, c->cfg.n_layers, c->cfg.n_experts);
+    if (!ok || !cw_expert_bits_init(&tmp, c->cfg.n_layers, c->cfg.n_experts)) {
         c->failed = true;
+        if (ok) cw_expert_bits_free(&bare);
         return;
     }
-    bool urgent = is_urgent(c, &tmp) || somebody_waits_to_leave(c);
+    find_bare(c, &bare);
+    claim_first_homes(c, &bare, &tmp);
+    bool urgent = !cw_expert_bits_empty(&bare) || somebody_waits_to_leave(c);
     for (size_t i = 0; i < c->n_members; i++)
         if (is_counted(c->members[i]) && c->members[i]->worker->planned)
             move(c, c->members[i], now_us, urgent, &tmp, out);
     cw_expert_bits_free(&tmp);
-    if (c->replan_us != INT64_MAX && !c->settle_until) cw_outbox_wake(out, c->replan_us);
+    cw_expert_bits_free(&bare);
 }
 
 void on_holdings(cw_coordinator *c, member *m, const Cw__Pb__Holdings *h, int64_t now_us)
@@ -327,8 +266,10 @@ void on_holdings(cw_coordinator *c, member *m, const Cw__Pb__Holdings *h, int64_
         w->retry_us = after_ms(now_us, c->cfg.times.retry_ms);
     bool first = !w->heard;
     w->heard = true;
-    if (first && (!w->planned || w->planned_memory != w->memory_bytes)) {
+    /* Whose experts were placed elsewhere meanwhile may have taken the room of others' second homes. */
+    if (first && (!w->planned || w->planned_memory != w->memory_bytes || w->replaced)) {
         w->planned = true;
         replan_at(c, after_ms(now_us, c->cfg.times.gather_ms));
     }
+    w->replaced = false;
 }

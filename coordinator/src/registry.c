@@ -61,7 +61,8 @@ member *member_find(const cw_coordinator *c, const cw_key *key)
 
 static bool worker_init(const cw_coordinator *c, worker_state *w)
 {
-    cw_expert_bits *all[] = {&w->held, &w->wanted, &w->asked, &w->leaving, &w->dropping, &w->published};
+    cw_expert_bits *all[] = {&w->held,    &w->wanted,   &w->asked,    &w->first,
+                             &w->leaving, &w->dropping, &w->published};
     for (size_t i = 0; i < CW_ARRAY_LEN(all); i++)
         if (!cw_expert_bits_init(all[i], c->cfg.n_layers, c->cfg.n_experts)) return false;
     w->retry_us = INT64_MAX;
@@ -73,7 +74,8 @@ void member_free(cw_coordinator *c, member *m)
     (void)c;
     if (m && m->worker) {
         worker_state *w = m->worker;
-        cw_expert_bits *all[] = {&w->held, &w->wanted, &w->asked, &w->leaving, &w->dropping, &w->published};
+        cw_expert_bits *all[] = {&w->held,    &w->wanted,   &w->asked,    &w->first,
+                                 &w->leaving, &w->dropping, &w->published};
         for (size_t i = 0; i < CW_ARRAY_LEN(all); i++) cw_expert_bits_free(all[i]);
         cw_msg_free(&w->late);
         cw_free(w);

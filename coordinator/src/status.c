@@ -9,6 +9,7 @@ static bool is_ready(const member *m)
 {
     const worker_state *w = m->worker;
     if (!is_counted(m)) return false;
+    if (w->balancing) return !cw_expert_bits_empty(&w->held); /* it lacks nothing but a better balance */
     for (size_t i = 0; i < (size_t)w->wanted.n_layers * w->wanted.words; i++)
         if (w->wanted.bits[i] & ~w->held.bits[i]) return false;
     return !cw_expert_bits_empty(&w->wanted);

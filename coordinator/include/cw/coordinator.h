@@ -37,6 +37,7 @@ typedef struct {
     uint32_t drop_grace_ms; /* 10 s between the epoch without a home and the Drop there; a 20th of
                                it while some expert waits for that room and has no home at all */
     uint32_t retry_ms;      /* 10 s until experts that a worker could not load are assigned again */
+    uint32_t balance_ms;    /* 60 s between looks whether measured loads make moves worth while */
     uint32_t audit_ms;      /* 4 s between audits of a worker in the background; 0: none */
     uint32_t epoch_gap_ms;  /* 250 ms between two epochs, whatever happens */
     uint32_t release_ms;    /* 300 ms from the epoch without a leaving worker until it is let go */
