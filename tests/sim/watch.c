@@ -340,7 +340,7 @@ const char *watch_disagreement(const cluster *cl)
     for (int i = 0; i < cl->n_edges && !why; i++)
         if (!cl->e[i].revoked) why = epoch_seen("edge", i, cl->e[i].term, cl->e[i].number, &st);
     const sim_worker *l = cl->liar;
-    if (!why && l && l->n.lies && !l->revoked) {
+    if (!why && l && l->n.lies && !l->revoked && !l->gone) {
         snprintf(text, sizeof text, "worker %d has lied %llu times and is not fenced", l->n.index,
                  (unsigned long long)l->n.lies);
         why = text;
