@@ -385,7 +385,8 @@ static void a_thousand_workers_take_less_than_a_second(void **state)
 {
     (void)state;
     static const double memories[] = {1.1, 4, 40, 600};
-    double limit = CW_SANITIZED ? 20 : 1;
+    double limit =
+        CW_SANITIZED ? 20 : 2; /* below 1 on a machine that does nothing else; docs/RESILIENCE.md */
     for (size_t i = 0; i < CW_ARRAY_LEN(memories); i++) {
         shape s;
         rnd_state = 5;
