@@ -8,7 +8,7 @@
 static const cw_option model_rows[] = {
     {"model", 'm', CW_OPT_STRING, AT(model), "FILE", NULL, 0, 0, NULL, NULL, "Model", 0,
      "GGUF file, any shard of it; without it the demo model that comes with the program"},
-    {"isa", 0, CW_OPT_ENUM, AT(isa), NULL, "best|scalar|avx2|avx512|neon", 0, 0, "best", NULL, NULL, 0,
+    {"isa", 0, CW_OPT_ENUM, AT(isa), NULL, "best|scalar|avx2|avx512|neon|amx", 0, 0, "best", NULL, NULL, 0,
      "instruction set of the kernels; every one gives the same bits"},
     {"expert-groups", 0, CW_OPT_STRING, AT(groups), "N/M", NULL, 0, 0, NULL, NULL, NULL, 0,
      "experts lie in N groups of which M are used, where the file does not say"},

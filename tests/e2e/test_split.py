@@ -25,6 +25,8 @@ def instruction_sets():
         sets.append("avx2")
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"} <= flags:
         sets.append("avx512")
+        if {"amx_tile", "amx_int8"} <= flags:
+            sets.append("amx")
     return sets
 
 

@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__) && defined(CW_HAVE_AVX2)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static uint64_t xgetbv0(void)
 {
@@ -23,6 +25,16 @@ static bool bit(uint32_t reg, int i)
     return reg >> i & 1;
 }
 
+/*
+ * Tiles are 8 KiB of state that Linux gives to a process which asks (ARCH_REQ_XCOMP_PERM for XTILEDATA), for
+ * all its threads; an older kernel, another system call filter or a small signal stack refuses.
+ */
+static bool tiles_granted(void)
+{
+    enum { REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+
 static bool x86_has(cw_isa isa)
 {
     uint32_t a, b1, c1, d, b7, c7;
@@ -33,7 +45,10 @@ static bool x86_has(cw_isa isa)
     bool avx2 = bit(b7, 5) && (xcr0 & 0x06) == 0x06; /* xmm, ymm */
     if (isa == CW_ISA_AVX2) return avx2;
     bool f = bit(b7, 16), dq = bit(b7, 17), bw = bit(b7, 30), vl = bit(b7, 31), vnni = bit(c7, 11);
-    return avx2 && f && dq && bw && vl && vnni && (xcr0 & 0xe6) == 0xe6; /* and masks, upper zmm */
+    bool avx512 = avx2 && f && dq && bw && vl && vnni && (xcr0 & 0xe6) == 0xe6; /* and masks, upper zmm */
+    if (isa == CW_ISA_AVX512) return avx512;
+    bool amx = bit(d, 24) && bit(d, 25); /* tiles, int8 */
+    return avx512 && amx && (xcr0 & 0x60000) == 0x60000 && tiles_granted();
 }
 #endif
 
@@ -45,7 +60,7 @@ static bool x86_has(cw_isa isa)
 #endif
 #endif
 
-static const char *const names[CW_ISA_COUNT] = {"scalar", "avx2", "avx512", "neon"};
+static const char *const names[CW_ISA_COUNT] = {"scalar", "avx2", "avx512", "neon", "amx"};
 
 const char *cw_isa_name(cw_isa isa)
 {
@@ -69,6 +84,7 @@ static const cw_kernels *find(cw_isa isa)
 #if defined(__x86_64__) && defined(CW_HAVE_AVX2)
     case CW_ISA_AVX2: return x86_has(CW_ISA_AVX2) ? &cw_kernels_avx2 : NULL;
     case CW_ISA_AVX512: return x86_has(CW_ISA_AVX512) ? &cw_kernels_avx512 : NULL;
+    case CW_ISA_AMX: return x86_has(CW_ISA_AMX) ? &cw_kernels_amx : NULL;
 #endif
 #if defined(__aarch64__) && defined(CW_HAVE_NEON)
     case CW_ISA_NEON: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &cw_kernels_neon : &cw_kernels_neon_v80;
@@ -92,7 +108,7 @@ const cw_kernels *cw_kernels_get(cw_isa isa)
 
 const cw_kernels *cw_kernels_best(void)
 {
-    static const cw_isa order[] = {CW_ISA_AVX512, CW_ISA_AVX2, CW_ISA_NEON};
+    static const cw_isa order[] = {CW_ISA_AMX, CW_ISA_AVX512, CW_ISA_AVX2, CW_ISA_NEON};
     for (size_t i = 0; i < CW_ARRAY_LEN(order); i++) {
         const cw_kernels *kn = cw_kernels_get(order[i]);
         if (kn) return kn;

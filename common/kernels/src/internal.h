@@ -11,7 +11,10 @@
 
 /* Tables; those a build lacks are not referenced (dispatch.c). */
 extern const cw_kernels cw_kernels_scalar, cw_kernels_avx2, cw_kernels_avx512, cw_kernels_neon,
-    cw_kernels_neon_v80;
+    cw_kernels_neon_v80, cw_kernels_amx;
+
+/* The products of cw_kernels_amx. */
+void cw_amx_matmul(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t row0, int32_t row1);
 
 /* clang-format off: a drawing */
 /*

@@ -27,89 +27,7 @@
  */
 /* clang-format on */
 
-#include "simd_grid.inc.h"
-
-typedef struct {
-    int block, n_sub;
-    bool signed_sc;
-    cw_min min;
-    int bits, offset;
-    const int8_t *lut;
-    cw_d_form d_form;
-    cw_sc_form sc_form;
-    grid_kind grid; /* with a codebook: bits is 7, of an int8 with |v| <= 64 */
-    int words;      /* of its blocks */
-    float factor;   /* of d */
-} q_spec;
-
-static ALWAYS_INLINE cw_layout layout_of(const q_spec s)
-{
-    return cw_layout_of((cw_shape){s.block, s.n_sub, s.min, s.bits, s.d_form, s.sc_form, s.words});
-}
-
-/* Group g of 32 values of LANES rows: values 4g..4g+3 of each. q: the planes, at the strip's first lane. */
-static ALWAYS_INLINE vi group_of(const q_spec s, const bool sgn, const uint8_t *q, const int g, vi table)
-{
-    if (s.bits == 8) {
-        vi v = vi_load(q + 64 * g);
-        return sgn ? vi_xor(v, vi_set1_8((char)0x80)) : v;
-    }
-    if (s.bits <= 3) {
-        const int up = 2 * (g % 4);
-        vi v = vi_load(q + 64 * (g / 4));
-        v = vi_and(up ? vi_shr(v, up) : v, vi_set1_8(3));
-        if (s.bits == 3) {
-            vi h = vi_load(q + 128);
-            v = vi_or(v, vi_and(g < 2 ? vi_shl(h, 2 - g) : g == 2 ? h : vi_shr(h, g - 2), vi_set1_8(4)));
-        }
-        return v;
-    }
-    vi v = vi_load(q + 64 * (g % 4));
-    v = vi_and(g < 4 ? v : vi_shr(v, 4), vi_set1_8(15));
-    if (s.bits == 5) {
-        vi h = vi_load(q + 256);
-        v = vi_or(v, vi_and(g < 4 ? vi_shl(h, 4 - g) : vi_shr(h, g - 4), vi_set1_8(16)));
-    }
-    if (s.bits == 6) {
-        vi h = vi_load(q + 256 + 64 * (g / 4));
-        h = g % 4 == 0 ? vi_shl(h, 4) : g % 4 == 1 ? vi_shl(h, 2) : g % 4 == 2 ? h : vi_shr(h, 2);
-        v = vi_or(v, vi_and(h, vi_set1_8(48)));
-    }
-    return s.lut ? vi_lut(table, v) : v;
-}
-
-/* The block's scale. u: the unit; lane0: the strip's first lane. */
-static ALWAYS_INLINE vf d_of(const q_spec s, const uint8_t *u, const int lane0)
-{
-    if (s.grid) {
-        vf d = s.d_form == CW_D_IN_WORDS ? grid_d_in_words(u + 4 * lane0) : vf_f16(u + 2 * lane0);
-        return s.factor == 1.0f ? d : vf_mul(d, vf_set1(s.factor));
-    }
-    if (s.d_form == CW_D_F16) return vf_f16(u + 2 * lane0);
-    /* 2^(e - 128) as two normal factors, so that subnormals need no case of their own. */
-    vi e = vi_u8(u + lane0), half = vi_shr32(e, 1), rest = vi_add32(half, vi_and(e, vi_set1_i32(1)));
-    vi bias = vi_set1_i32(63);
-    return vf_mul(vf_cast(vi_shl32(vi_add32(half, bias), 23)), vf_cast(vi_shl32(vi_add32(rest, bias), 23)));
-}
-
-/* The integer scale and minimum of the 16 values of half h of block `sub` of the unit. */
-static ALWAYS_INLINE vi scale16_of(const q_spec s, const uint8_t *u, const int lane0, const int sub,
-                                   const int h)
-{
-    if (s.grid) return grid_scale(s.grid, u + layout_of(s).q + 4 * lane0, sub, h);
-    const uint8_t *sc = u + layout_of(s).sc + lane0;
-    if (s.sc_form == CW_SC_NIBBLES) return vi_and(vi_u8(sc + 16 * (2 * sub + h)), vi_set1_i32(15));
-    if (s.sc_form == CW_SC_BYTES) return vi_i8(sc + 16 * (2 * sub + h));
-    vi low = vi_and(vi_shr32(vi_u8(sc + 16 * sub), 4 * h), vi_set1_i32(15));
-    vi high = vi_and(vi_shr32(vi_u8(sc + 128 + 16 * (sub / 2)), 4 * (sub % 2) + 2 * h), vi_set1_i32(3));
-    return vi_add32(vi_or(low, vi_shl32(high, 4)), vi_set1_i32(-32));
-}
-
-static ALWAYS_INLINE vi min16_of(const q_spec s, const uint8_t *u, const int lane0, const int sub,
-                                 const int h)
-{
-    return vi_shr32(vi_u8(u + layout_of(s).sc + lane0 + 16 * (2 * sub + h)), 4);
-}
+#include "simd_codes.inc.h"
 
 /* LANES columns of y: where their weights lie. Consecutive strips are halves of a panel, or panels. */
 typedef struct {
@@ -356,34 +274,8 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip
         OVER_STRIPS(f_tile, F_ROWS, F_STRIPS);                                                               \
     }
 
-static const int8_t mxfp4_lut[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-static const int8_t iq4_lut[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+#include "simd_types.inc.h"
 
-/* The rows of the tensor room's format table, as constants the compiler can unfold. */
-#define PLAIN   CW_D_F16, CW_SC_BYTES
-#define NO_GRID GRID_NONE, 0, 1.0f
-Q_TYPE(q8_0, 32, 0, false, CW_MIN_NONE, 8, 128, NULL, PLAIN, NO_GRID)
-Q_TYPE(q4_0, 32, 0, false, CW_MIN_NONE, 4, 8, NULL, PLAIN, NO_GRID)
-Q_TYPE(q4_1, 32, 0, false, CW_MIN_F16, 4, 0, NULL, PLAIN, NO_GRID)
-Q_TYPE(q5_0, 32, 0, false, CW_MIN_NONE, 5, 16, NULL, PLAIN, NO_GRID)
-Q_TYPE(q5_1, 32, 0, false, CW_MIN_F16, 5, 0, NULL, PLAIN, NO_GRID)
-Q_TYPE(iq4_nl, 32, 0, false, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN, NO_GRID)
-Q_TYPE(q4_k, 256, 8, false, CW_MIN_SUB, 4, 0, NULL, PLAIN, NO_GRID)
-Q_TYPE(q5_k, 256, 8, false, CW_MIN_SUB, 5, 0, NULL, PLAIN, NO_GRID)
-Q_TYPE(q6_k, 256, 16, true, CW_MIN_NONE, 6, 32, NULL, PLAIN, NO_GRID)
-Q_TYPE(mxfp4, 32, 0, false, CW_MIN_NONE, 4, 0, mxfp4_lut, CW_D_E8M0, CW_SC_BYTES, NO_GRID)
-Q_TYPE(q2_k, 256, 16, false, CW_MIN_SUB, 2, 0, NULL, CW_D_F16, CW_SC_NIBBLES, NO_GRID)
-Q_TYPE(q3_k, 256, 16, true, CW_MIN_NONE, 3, 4, NULL, CW_D_F16, CW_SC_SIX, NO_GRID)
-Q_TYPE(iq4_xs, 256, 8, true, CW_MIN_NONE, 4, 0, iq4_lut, PLAIN, NO_GRID)
-#define GRID_TYPE(type, n_sub, kind, words, factor, d_form)                                                  \
-    Q_TYPE(type, 256, n_sub, false, CW_MIN_NONE, 7, 0, NULL, d_form, CW_SC_BYTES, kind, words, factor)
-GRID_TYPE(iq1_s, 8, GRID_IQ1_S, 12, 0.125f, CW_D_F16)
-GRID_TYPE(iq1_m, 16, GRID_IQ1_M, 14, 0.125f, CW_D_IN_WORDS)
-GRID_TYPE(iq2_xxs, 8, GRID_IQ2_XXS, 16, 0.125f, CW_D_F16)
-GRID_TYPE(iq2_xs, 16, GRID_IQ2_XS, 18, 0.125f, CW_D_F16)
-GRID_TYPE(iq2_s, 16, GRID_IQ2_S, 20, 0.125f, CW_D_F16)
-GRID_TYPE(iq3_xxs, 8, GRID_IQ3_XXS, 24, 0.25f, CW_D_F16)
-GRID_TYPE(iq3_s, 8, GRID_IQ3_S, 27, 1.0f, CW_D_F16)
 F_TYPE(f32, KIND_F32)
 F_TYPE(f16, KIND_F16)
 F_TYPE(bf16, KIND_BF16)

@@ -8,7 +8,10 @@
 #include <stdatomic.h>
 
 /* Weights and rows of one step, about as many as a task of a forward pass has. */
-enum { STEP_BYTES = 256 << 10 };
+enum {
+    STEP_BYTES = 256 << 10,
+    STEP_PANELS = 16 /* at least: what a task of a real product has */
+};
 
 struct cw_bench_matrix {
     cw_weight w;
@@ -112,7 +115,7 @@ static cw_status make_rows(cw_bench_matrix *x, int32_t max_m, cw_err *err)
 {
     int64_t k = x->w.k;
     size_t a8_bytes = 0, floats = 0, outs = 0;
-    x->y_floats = CW_PANEL_ROWS * (STEP_BYTES / x->w.panel_bytes + (size_t)max_m);
+    x->y_floats = CW_PANEL_ROWS * (STEP_BYTES / x->w.panel_bytes + STEP_PANELS * (size_t)max_m);
     bool ok = cw_mul_size((size_t)max_m, (size_t)k, &floats) &&
               cw_mul_size((size_t)x->n_tasks, x->y_floats, &outs) &&
               (k % 32 != 0 || cw_a8_bytes(max_m, k, &a8_bytes));
@@ -208,7 +211,7 @@ cw_bench_mm_speed cw_bench_matrix_run(cw_bench_matrix *x, const cw_kernels *kn, 
 {
     CW_ASSERT(m >= 1 && m <= x->max_m && cw_pool_threads(pool) == x->n_tasks);
     running r = {.x = x, .kn = kn, .m = m, .ns = (uint64_t)ms * 1000000};
-    r.panels_per_step = STEP_BYTES / ((int64_t)x->w.panel_bytes * m) + 1;
+    r.panels_per_step = STEP_BYTES / ((int64_t)x->w.panel_bytes * m) + STEP_PANELS;
     CW_ASSERT((size_t)(r.panels_per_step * CW_PANEL_ROWS * m) <= x->y_floats);
     atomic_init(&r.panels, 0);
     uint64_t start = cw_mono_ns();

@@ -62,7 +62,7 @@ static void answers_do_not_depend_on_the_instruction_set(void **state)
         answer(&m, scalar, layer, 0, a);
         answer(&m, scalar, layer, 1, c);
         assert_memory_not_equal(a, c, sizeof a);
-        static const cw_isa isas[] = {CW_ISA_SCALAR, CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON};
+        static const cw_isa isas[] = {CW_ISA_SCALAR, CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON, CW_ISA_AMX};
         for (size_t i = 0; i < CW_ARRAY_LEN(isas); i++) {
             if (!cw_kernels_get(isas[i])) continue;
             answer(&m, cw_kernels_get(isas[i]), layer, 0, b);

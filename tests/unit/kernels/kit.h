@@ -168,7 +168,7 @@ static inline bool kit_same(const float *a, const float *b, int64_t n)
 /* The vector tables this machine can run. */
 static inline const cw_kernels *kit_vector(int i)
 {
-    static const cw_isa isas[] = {CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON};
+    static const cw_isa isas[] = {CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON, CW_ISA_AMX};
     for (size_t k = 0; k < CW_ARRAY_LEN(isas); k++)
         if (cw_kernels_get(isas[k]) && i-- == 0) return cw_kernels_get(isas[k]);
     return NULL;

@@ -15,7 +15,7 @@
 /* Changes whenever a bit of any row can change; peers with another value are refused. */
 #define CW_ARITHMETIC_ID 2u
 
-typedef enum { CW_ISA_SCALAR, CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON, CW_ISA_COUNT } cw_isa;
+typedef enum { CW_ISA_SCALAR, CW_ISA_AVX2, CW_ISA_AVX512, CW_ISA_NEON, CW_ISA_AMX, CW_ISA_COUNT } cw_isa;
 
 /*
  * One product y[i, :] = W x[i, :]^T: rows of x against all rows of w.
@@ -94,7 +94,7 @@ struct cw_kernels {
     bool (*all_finite)(const float *x, int64_t n);
 };
 
-/* "scalar", "avx2", "avx512", "neon". */
+/* "scalar", "avx2", "avx512", "neon", "amx". */
 const char *cw_isa_name(cw_isa isa);
 CW_MUST_USE bool cw_isa_parse(const char *text, cw_isa *out);
 /* NULL where this CPU (or its operating system) or this build lacks the instruction set. SCALAR is always
