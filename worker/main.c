@@ -11,6 +11,7 @@ typedef struct {
     uint64_t memory, disk, pull_limit;
     int64_t threads, fault_zap;
     int64_t drain_timeout;
+    bool no_ipc;
 } options;
 
 #define AT(field) offsetof(options, field)
@@ -27,6 +28,8 @@ static const cw_option rows[] = {
      "where edges connect, tcp://ADDRESS:PORT; without it a free port on loopback"},
     {"advertise", 0, CW_OPT_STRING, AT(advertise), "ADDR", NULL, 0, 0, NULL, NULL, NULL, 0,
      "the address edges are told, where it differs from --listen"},
+    {"no-ipc", 0, CW_OPT_FLAG, AT(no_ipc), NULL, NULL, 0, 0, NULL, "CAUSEWAY_NO_IPC", NULL, 0,
+     "no socket for edges of the same user on this machine, which is quicker than TCP and not encrypted"},
     {"memory", 0, CW_OPT_SIZE, AT(memory), "SIZE", NULL, 0, 0, "0", NULL, "Resources", 0,
      "memory for experts, for instance 4G; 0: four fifths of what is free"},
     {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
@@ -104,6 +107,7 @@ int main(int argc, char **argv)
                             .metrics = o.metrics,
                             .drain_ms = (uint32_t)(o.drain_timeout / 1000),
                             .pull_limit = o.pull_limit,
+                            .no_ipc = o.no_ipc,
                             .fault_zap_ms = (uint32_t)o.fault_zap};
     cw_status s = kernels_of(o.isa, &wo.kernels, &err);
     if (s == CW_STATUS_INVALID) return cw_program_usage(&program, &err);

@@ -23,6 +23,7 @@ typedef struct {
     const char *join, *state, *name;
     int mode, warm;
     int64_t wait, draft;
+    bool no_ipc;
     /* answer */
     const char *prompt, *system;
     bool raw, json, quiet;

@@ -5,6 +5,8 @@
  * held against, and cases that are compared with each other, suffer the same neighbours.
  */
 #include "cmd_bench.h"
+#include "cw/address.h"
+#include "cw/bench_others.h"
 #include "cw/mem.h"
 #include "cw/progress.h"
 #include "cw/signal.h"
@@ -190,29 +192,51 @@ cw_status cli_bench_model(cli_bench_run *b, cw_pool *pool, cw_err *err)
 
 /* --- wire --- */
 
-static void traffic(const cw_mainland *land, uint64_t *out, uint64_t *in)
+/* What the workers have done so far. */
+typedef struct {
+    uint64_t bytes_out, bytes_in, service_us;
+    int64_t cpu_ns; /* -1: some are elsewhere */
+} workers_sum;
+
+static int64_t cpu_of(const cw_mainland_worker *w)
+{
+    cw_address a;
+    if (cw_address_parse(w->address, CW_ADDRESS_CONNECT, &a, NULL) != CW_OK || !a.loopback) return -1;
+    int pid = cw_bench_listener_pid(a.port);
+    return pid ? cw_bench_process_ns(pid) : -1;
+}
+
+static workers_sum sum_up(cw_mainland *land)
 {
     static cw_mainland_worker list[CLI_MAX_WORKERS];
-    size_t n = cw_mainland_workers((cw_mainland *)land, list, CLI_MAX_WORKERS);
-    *out = *in = 0;
+    size_t n = cw_mainland_workers(land, list, CLI_MAX_WORKERS);
+    workers_sum s = {0};
     for (size_t i = 0; i < n && i < CLI_MAX_WORKERS; i++) {
-        *out += list[i].bytes_out;
-        *in += list[i].bytes_in;
+        s.bytes_out += list[i].bytes_out;
+        s.bytes_in += list[i].bytes_in;
+        s.service_us += list[i].service_sum_us;
+        int64_t cpu = list[i].up ? cpu_of(&list[i]) : 0;
+        s.cpu_ns = cpu < 0 || s.cpu_ns < 0 ? -1 : s.cpu_ns + cpu;
     }
+    return s;
 }
 
 static cw_status wire_case(cli_bench_run *b, const loaded *l, const cw_bench_wire_case *c, cw_err *err)
 {
     cw_bench_wire_result r;
-    uint64_t out0, in0, out1, in1, calls = (uint64_t)c->calls + (uint64_t)c->calls / 8 + 1;
+    uint64_t calls = (uint64_t)c->calls + (uint64_t)c->calls / 8 + 1;
     cli_bench_say(b, "calls of %d rows to %d experts each, %d threads busy", c->n_rows, c->n_used, c->busy);
-    traffic(l->land, &out0, &in0);
+    workers_sum before = sum_up(l->land);
     CW_TRY(cw_bench_wire_run(cw_mainland_experts(l->land), cw_engine_config(l->e),
                              cw_engine_expert_shapes(l->e), cw_engine_kernels(l->e), c,
                              cw_signal_interrupt_flag(), &r, err));
-    traffic(l->land, &out1, &in1);
+    workers_sum after = sum_up(l->land);
+    if (before.cpu_ns >= 0 && after.cpu_ns >= 0)
+        r.workers_cpu_us = (double)(after.cpu_ns - before.cpu_ns) * 1e-3 / (double)calls;
+    r.service_us = (double)(after.service_us - before.service_us) / (double)calls;
     cli_bench_quiet(b);
-    cli_report_wire(&b->report, c, &r, (out1 - out0) / calls, (in1 - in0) / calls);
+    cli_report_wire(&b->report, c, &r, (after.bytes_out - before.bytes_out) / calls,
+                    (after.bytes_in - before.bytes_in) / calls);
     return CW_OK;
 }
 

@@ -44,6 +44,8 @@ static const cw_option mainland_rows[] = {
      "how long to wait for the cluster, and in an answer for experts that were lost; 0: 30 s in mode split, "
      "5 s in mode "
      "auto, 10 s in an answer"},
+    {"no-ipc", 0, CW_OPT_FLAG, AT(no_ipc), NULL, NULL, 0, 0, NULL, "CAUSEWAY_NO_IPC", NULL, 0,
+     "reach workers of the same user on this machine over TCP, encrypted, like all others"},
     {0},
 };
 

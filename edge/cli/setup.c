@@ -99,6 +99,7 @@ cw_status cli_join(const cli_options *o, const cw_gguf *g, cw_engine *e, int wai
         .config = c,
         .shapes = cw_engine_expert_shapes(e),
         .kernels = cw_engine_kernels(e),
+        .no_ipc = o->no_ipc,
         .max_rows = cw_engine_max_rows(e),
         .gives_way = gives_way,
         .wait_ms = o->wait > 0 ? (int)(o->wait / 1000) : wait_ms,

@@ -8,15 +8,16 @@
 #include <string.h>
 
 #include "cw/address.h"
+#include "cw/log.h"
 #include "cw/mem.h"
 #include "internal.h"
 #include "wire.h"
 
 static bool setup(const cw_net *n, net_link *l, const cw_address *a)
 {
-    int off = 0, on = 1, never = -1, connect_ms = NET_CONNECT_MS, ipv6 = a->ipv6;
-    return net_socket_setup(n, l->sock, CW_DATA_FRAME_MAX + NET_FRAME_SLACK) &&
-           zmq_setsockopt(l->sock, ZMQ_CURVE_SERVERKEY, l->key.b, CW_KEY_BYTES) == 0 &&
+    int off = 0, on = 1, never = -1, connect_ms = NET_CONNECT_MS, ipv6 = a && a->ipv6;
+    return net_socket_setup(n, l->sock, CW_DATA_FRAME_MAX + NET_FRAME_SLACK, !l->local) &&
+           (l->local || zmq_setsockopt(l->sock, ZMQ_CURVE_SERVERKEY, l->key.b, CW_KEY_BYTES) == 0) &&
            zmq_setsockopt(l->sock, ZMQ_RECONNECT_IVL, &never, sizeof never) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_IMMEDIATE, &on, sizeof on) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_CONNECT_TIMEOUT, &connect_ms, sizeof connect_ms) == 0 &&
@@ -24,14 +25,15 @@ static bool setup(const cw_net *n, net_link *l, const cw_address *a)
            zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) == 0;
 }
 
-/* `address` has a number for a host. */
+/* `address` has a number for a host, or is a same-host endpoint (a NULL). */
 static void begin_connection(cw_net *n, net_link *l, const char *address, const cw_address *a)
 {
     if (!(l->sock = zmq_socket(n->zmq, ZMQ_DEALER))) {
         net_link_fail(n, l, "no socket for another connection");
         return;
     }
-    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || zmq_connect(l->sock, address) != 0)
+    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || !net_poll_add(n, l->sock, l->id) ||
+        !net_poll_add(n, l->mon, l->id) || zmq_connect(l->sock, address) != 0)
         net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));
 }
 
@@ -43,26 +45,60 @@ static uint32_t n_outgoing(const cw_net *n)
     return k;
 }
 
-void net_dealer_open(cw_net *n, const cw_action *act)
+static bool is_away(const cw_net *n, const cw_key *key)
+{
+    for (size_t i = 0; i < NET_LOCAL_AWAY; i++)
+        if (n->away[i].until_us > n->now_us && cw_key_equal(&n->away[i].key, key)) return true;
+    return false;
+}
+
+/* By the address that the machine has named. */
+static void begin_remote(cw_net *n, net_link *l)
 {
     cw_address a;
     cw_err err;
+    l->deadline_us = n->now_us + (int64_t)(NET_CONNECT_MS + NET_HANDSHAKE_MS) * 1000 + NET_TICK_US;
+    if (cw_address_parse(l->address, CW_ADDRESS_CONNECT, &a, &err) != CW_OK)
+        net_link_fail(n, l, "%.120s", err.text);
+    else if (a.numeric)
+        begin_connection(n, l, l->address, &a);
+    else if (!net_resolver_ask(n->resolver, l->id, &a))
+        net_link_fail(n, l, "too many host names wait to be looked up");
+}
+
+void net_dealer_fall_back(cw_net *n, net_link *l)
+{
+    CW_LOG_I("net", "the same-host endpoint of %s does not work, its address is used", l->address);
+    n->away[n->next_away].key = l->key;
+    n->away[n->next_away].until_us = n->now_us + NET_LOCAL_AWAY_US;
+    n->next_away = (n->next_away + 1) % NET_LOCAL_AWAY;
+    net_dealer_close(n, l);
+    l->local = l->gone = false;
+    l->why[0] = 0;
+    begin_remote(n, l);
+}
+
+void net_dealer_open(cw_net *n, const cw_action *act)
+{
+    char local[CW_ADDRESS_MAX];
     CW_ASSERT((act->link & CW_LINK_OUT) && !net_link_find(n, act->link)); /* a link id is used once */
     net_link *l = net_link_new(n, act->link);
     if (!l) return;
     l->state = NET_CONNECTING;
     l->key = act->key;
-    l->deadline_us = n->now_us + (int64_t)(NET_CONNECT_MS + NET_HANDSHAKE_MS) * 1000 + NET_TICK_US;
+    l->drained = true;
     snprintf(l->address, sizeof l->address, "%s", act->text);
     cw_gate_outgoing(&l->gate, n->cfg.self);
-    if (cw_address_parse(act->text, CW_ADDRESS_CONNECT, &a, &err) != CW_OK)
-        net_link_fail(n, l, "%.120s", err.text);
-    else if (n_outgoing(n) > n->cfg.max_peers)
+    if (n_outgoing(n) > n->cfg.max_peers) {
         net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
-    else if (a.numeric)
-        begin_connection(n, l, act->text, &a);
-    else if (!net_resolver_ask(n->resolver, l->id, &a))
-        net_link_fail(n, l, "too many host names wait to be looked up");
+    } else if (n->cfg.local_dir && !is_away(n, &l->key) &&
+               net_local_is_there(n->cfg.local_dir, &l->key, local)) {
+        l->local = true;
+        l->deadline_us = n->now_us + NET_LOCAL_US;
+        begin_connection(n, l, local, NULL);
+    } else {
+        begin_remote(n, l);
+    }
 }
 
 void net_dealers_resolved(cw_net *n)
@@ -103,8 +139,9 @@ static void connected(cw_net *n, net_link *l, int fd)
     *l->conn = (net_conn){.fd = fd, .link = l, .since_us = n->now_us, .spoke_us = n->now_us};
 }
 
-static void ended(net_link *l, const char *why)
+static void ended(cw_net *n, net_link *l, const char *why)
 {
+    n->someone_gone = true;
     cw_free(l->conn);
     l->conn = NULL;
     l->gone = true;
@@ -123,6 +160,30 @@ static void came_up(cw_net *n, net_link *l)
     net_deliver(n, &ev);
 }
 
+/* The same-host handshake is done: whose keys these are is shown by messages of our own. */
+static void begin_proof(cw_net *n, net_link *l)
+{
+    uint8_t first[NET_LOCAL_FIRST];
+    if (l->state != NET_CONNECTING) return;
+    net_proof_first(&l->proof, n->cfg.keys, &l->key, first);
+    if (zmq_send(l->sock, first, sizeof first, ZMQ_DONTWAIT) < 0) ended(n, l, "the connection was lost");
+    net_touched(n, l);
+}
+
+static void end_proof(cw_net *n, net_link *l, net_parts *p)
+{
+    uint8_t third[NET_LOCAL_THIRD];
+    bool ok =
+        p->n_parts == 1 &&
+        net_proof_third(&l->proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header), third) &&
+        zmq_send(l->sock, third, sizeof third, ZMQ_DONTWAIT) >= 0;
+    net_parts_free(p);
+    if (ok)
+        came_up(n, l);
+    else
+        ended(n, l, "it has not the key it should have");
+}
+
 void net_dealer_monitor(cw_net *n, net_link *l)
 {
     uint16_t event;
@@ -130,15 +191,20 @@ void net_dealer_monitor(cw_net *n, net_link *l)
     while (l->mon && net_monitor_read(l->mon, &event, &value)) {
         switch (event) {
         case ZMQ_EVENT_CONNECTED: connected(n, l, (int)value); break;
-        case ZMQ_EVENT_HANDSHAKE_SUCCEEDED: came_up(n, l); break;
+        case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+            if (l->local)
+                begin_proof(n, l);
+            else
+                came_up(n, l);
+            break;
         case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
         case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
         case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
             NET_COUNT(n, handshakes_failed, 1);
-            ended(l, handshake_failure(event, value));
+            ended(n, l, handshake_failure(event, value));
             break;
-        case ZMQ_EVENT_DISCONNECTED: ended(l, "the connection was closed or lost"); break;
-        case ZMQ_EVENT_CLOSED: ended(l, "nobody answers at that address"); break;
+        case ZMQ_EVENT_DISCONNECTED: ended(n, l, "the connection was closed or lost"); break;
+        case ZMQ_EVENT_CLOSED: ended(n, l, "nobody answers at that address"); break;
         default: break;
         }
     }
@@ -152,18 +218,25 @@ void net_dealer_receive(cw_net *n, net_link *l)
         net_recv r = net_parts_receive(l->sock, false, &p);
         if (r == NET_RECV_NONE) {
             l->drained = true;
+            l->io.touched = false;
             return;
         }
         if (r == NET_RECV_BROKEN) {
             net_fatal(n, CW_STATUS_IO, "reading from %s failed: %s", l->address, zmq_strerror(errno));
             return;
         }
-        net_link_message(n, l, &p);
+        if (l->local && l->state == NET_CONNECTING)
+            end_proof(n, l, &p);
+        else
+            net_link_message(n, l, &p);
     }
+    if (l->sock) net_touched(n, l); /* there may be more */
 }
 
-void net_dealer_close(net_link *l)
+void net_dealer_close(cw_net *n, net_link *l)
 {
+    net_poll_remove(n, l->sock);
+    net_poll_remove(n, l->mon);
     cw_free(l->conn);
     l->conn = NULL;
     net_monitor_close(l->sock, l->mon);

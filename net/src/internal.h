@@ -5,11 +5,14 @@
  * marked atomic.
  */
 #pragma once
+#include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 #include <zmq.h>
 
 #include "cw/gate.h"
 #include "cw/net.h"
+#include "local.h"
 #include "map.h"
 #include "resolve.h"
 #include "zap.h"
@@ -28,7 +31,11 @@ enum {
     NET_WATCH_HOT_US = 5000, /* while somebody is far ahead: a fast link brings 2 MB in that time */
     NET_FRAME_SLACK = 4096,  /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
     NET_WHY_MAX = 128,
-    NET_RECV_BURST = 256, /* messages taken from one socket before others have a turn */
+    NET_RECV_BURST = 256,   /* messages taken from one socket before others have a turn */
+    NET_LOCAL_US = 1000000, /* a same-host endpoint that has not let us in by then is left for the address */
+    NET_LOCAL_AWAY_US = 30000000, /* and not tried again for so long */
+    NET_LOCAL_AWAY = 16,          /* of so many keys */
+    NET_ASIDE_MS = 20,            /* how long the net's thread waits for a guest to come again */
 };
 
 typedef struct net_link net_link;
@@ -55,7 +62,7 @@ typedef struct {
 } net_backlog;
 
 typedef enum {
-    NET_CONNECTING, /* outgoing, before the handshake is done */
+    NET_CONNECTING, /* before the handshake is done, or the same-host proof of keys */
     NET_UP,
     NET_CLOSING, /* the machine is done with it; what comes is dropped; cut at the deadline */
     NET_DEAD, /* no event will come any more; an incoming one is kept for a while to recognise late messages
@@ -81,8 +88,14 @@ struct net_link {
     uint8_t rid[5];
     /* outgoing */
     void *sock, *mon;
-    bool drained; /* read empty in this round */
-    size_t item;  /* of the monitor in this round's poll, the socket's follows; 0: not polled */
+    bool drained; /* read empty */
+    /* same-host */
+    bool local;
+    net_proof proof;
+    struct {
+        bool ready;   /* the poll says so */
+        bool touched; /* sent to since it was read: libzmq may have taken note of arrivals meanwhile */
+    } io;
 };
 
 struct net_listener {
@@ -93,7 +106,9 @@ struct net_listener {
     size_t n_by_fd;
     net_conn *oldest, *newest; /* half-open */
     uint32_t n_half_open;
-    bool drained; /* the ROUTER was read empty in this round */
+    bool local;
+    bool drained;        /* the ROUTER was read empty */
+    bool ready, touched; /* as a link's io */
 };
 
 struct cw_net {
@@ -109,10 +124,23 @@ struct cw_net {
     uint32_t n_live;
     net_map by_id, by_rid;
     cw_outbox out;
-    zmq_pollitem_t *items;
-    size_t cap_items;
+    int poll_fd;
+    bool touched; /* some socket is */
+    bool someone_gone;
+    struct {
+        cw_key key;
+        int64_t until_us;
+    } away[NET_LOCAL_AWAY]; /* same-host endpoints that did not work, a ring */
+    size_t next_away;
+    pthread_mutex_t turn; /* who holds it touches sockets */
+    pthread_mutex_t aside_lock;
+    pthread_cond_t aside;
+    atomic_bool guest;        /* one is in, or may come again; becomes true only under the turn */
+    atomic_bool guest_waits;  /* for the turn */
+    atomic_uint guest_rounds; /* moves while it comes */
     int64_t now_us, tick_us, watch_us;
     bool failing_links;
+    bool ended;   /* cw_net_run has returned: the sockets are closed */
     bool leaving; /* cw_net_stop was called: the machine hears no more */
     cw_err fatal; /* code CW_OK: none */
     int wake_fd;
@@ -156,7 +184,8 @@ void net_links_finish_gone(cw_net *n);
 /* listener.c */
 CW_MUST_USE cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound,
                                         cw_err *err);
-void net_listener_free(net_listener *l);
+CW_MUST_USE cw_status net_listener_open_local(cw_net *n, cw_port port, const char *dir, cw_err *err);
+void net_listener_free(cw_net *n, net_listener *l);
 void net_listener_monitor(cw_net *n, net_listener *l);
 void net_listener_receive(cw_net *n, net_listener *l);
 /* Cuts the connection of an incoming link, if it is still that link's. */
@@ -170,14 +199,31 @@ void net_dealer_open(cw_net *n, const cw_action *a);
 void net_dealers_resolved(cw_net *n);
 void net_dealer_monitor(cw_net *n, net_link *l);
 void net_dealer_receive(cw_net *n, net_link *l);
-void net_dealer_close(net_link *l);
+void net_dealer_close(cw_net *n, net_link *l);
+/* The same-host way has failed: the address, then. */
+void net_dealer_fall_back(cw_net *n, net_link *l);
 
 /* Options that both kinds of socket share; false: errno says why. */
-CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame);
+CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame, bool curve);
+/* A socket joins and leaves the poll; `who` comes back in epoll's data: 0 the wake-up, 1.. listeners, else a
+ * link's id. */
+CW_MUST_USE bool net_poll_add(cw_net *n, void *sock, uint64_t who);
+void net_poll_remove(cw_net *n, void *sock);
+/* Something was sent through a socket outside of its own reading. */
+void net_touched(cw_net *n, net_link *l);
+
+/* guest.c */
+void net_guest_init(cw_net *n);
+void net_guest_free(cw_net *n);
+/* For the thread of cw_net_run, which has the turn: lets the guest work until it stays away. */
+void net_step_aside(cw_net *n);
+/* net.c: one look at the sockets, after at most wait_us. */
+void net_one_round(cw_net *n, int64_t wait_us);
 /* A PAIR that receives the events of `sock`; NULL: errno. */
 CW_MUST_USE void *net_monitor_open(cw_net *n, void *sock);
-/* Before `sock` is closed: a socket lives on in its I/O thread for a while, and an event sent to a PAIR that nobody reads
- * blocks that thread for ever, and with it every connection of the process. Either may be NULL. */
+/* Before `sock` is closed: a socket lives on in its I/O thread for a while, and an event sent to a PAIR that
+ * nobody reads blocks that thread for ever, and with it every connection of the process. Either may be NULL.
+ */
 void net_monitor_close(void *sock, void *mon);
 /* false: no event. */
 CW_MUST_USE bool net_monitor_read(void *mon, uint16_t *event, uint32_t *value);

@@ -106,7 +106,7 @@ void net_link_close(cw_net *n, net_link *l, bool at_once)
         if (l->from)
             net_listener_cut(n, l);
         else
-            net_dealer_close(l);
+            net_dealer_close(n, l);
         now_dead(n, l);
     }
 }
@@ -116,6 +116,10 @@ void net_links_timers(cw_net *n)
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
         if (l->deadline_us > n->now_us) continue;
+        if (l->state == NET_CONNECTING && l->local && !l->from) {
+            net_dealer_fall_back(n, l);
+            continue;
+        }
         if (l->state == NET_CONNECTING) {
             net_link_fail(n, l, "no answer from %.80s in time", l->address);
         } else if (l->state == NET_UP) {
@@ -130,9 +134,13 @@ void net_links_timers(cw_net *n)
 
 void net_links_finish_gone(cw_net *n)
 {
+    n->someone_gone = false;
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
-        if (l->gone && l->state != NET_DEAD)
+        if (!l->gone || l->state == NET_DEAD) continue;
+        if (l->local && l->state == NET_CONNECTING && !l->from)
+            net_dealer_fall_back(n, l);
+        else
             net_link_fail(n, l, "%s", l->why[0] ? l->why : "the connection was closed or lost");
     }
 }
@@ -145,11 +153,14 @@ void net_links_settle(cw_net *n)
             net_link *l = n->links[i];
             if (!l->failing) continue;
             l->failing = false;
+            /* A peer that came in and never proved its key: the machine does not know it. */
+            bool unknown = l->from && l->state == NET_CONNECTING;
             if (l->from)
                 net_listener_cut(n, l);
             else
-                net_dealer_close(l);
+                net_dealer_close(n, l);
             now_dead(n, l);
+            if (unknown) continue;
             cw_event ev = {.kind = CW_EV_LINK_DOWN, .link = l->id, .port = l->port, .key = l->key};
             snprintf(ev.text, sizeof ev.text, "%s", l->why);
             net_deliver(n, &ev); /* may open, close and fail other links; l stays until it is reaped */
@@ -163,7 +174,7 @@ static void free_link(cw_net *n, net_link *l)
         net_map_remove(&n->by_rid, rid_key(l));
         if (l->conn) l->conn->link = NULL;
     } else {
-        net_dealer_close(l);
+        net_dealer_close(n, l);
     }
     net_backlog_release(l->backlog);
     cw_free(l);
@@ -198,6 +209,7 @@ void net_link_send(cw_net *n, net_link *l, cw_msg **m)
     }
     CW_ASSERT(l->state == NET_UP); /* a machine sends on an outgoing link only after LINK_UP */
     cw_gate_sent(&l->gate, *m);
+    net_touched(n, l);
     uint64_t bytes = 0;
     switch (net_message_send(l->from ? l->from->sock : l->sock, l->from ? l->rid : NULL, m, l->backlog,
                              n->cfg.queue_bytes, &bytes)) {

@@ -55,11 +55,12 @@ void net_listener_drop_half_open(net_listener *l, net_conn *c)
 }
 
 /* The connection is no more, as the monitor says, or as the next one on its descriptor proves. */
-static void conn_gone(net_listener *l, net_conn *c)
+static void conn_gone(net_listener *l, net_conn *c, bool *someone_gone)
 {
     if (c->link) {
         c->link->conn = NULL;
         c->link->gone = true;
+        *someone_gone = true;
     }
     unlink_half_open(l, c);
     l->by_fd[c->fd] = NULL;
@@ -82,7 +83,7 @@ static bool room_for_fd(net_listener *l, int fd)
 static void conn_accepted(cw_net *n, net_listener *l, int fd)
 {
     if (fd < 0) return;
-    if (conn_of_fd(l, fd)) conn_gone(l, conn_of_fd(l, fd));
+    if (conn_of_fd(l, fd)) conn_gone(l, conn_of_fd(l, fd), &n->someone_gone);
     net_conn *c = cw_calloc(1, sizeof *c);
     if (!c || !room_for_fd(l, fd)) {
         cw_free(c);
@@ -109,7 +110,7 @@ void net_listener_monitor(cw_net *n, net_listener *l)
         if (event == ZMQ_EVENT_ACCEPTED)
             conn_accepted(n, l, (int)value);
         else if (event == ZMQ_EVENT_DISCONNECTED && c)
-            conn_gone(l, c);
+            conn_gone(l, c, &n->someone_gone);
         else if (event == ZMQ_EVENT_ACCEPT_FAILED)
             CW_LOG_W("net", "a connection could not be accepted: %s", strerror((int)value));
         else if (event & (ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
@@ -170,6 +171,7 @@ static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_ke
     if (c->link) { /* late words had bound this descriptor to a peer that was gone already */
         c->link->conn = NULL;
         c->link->gone = true;
+        n->someone_gone = true;
     }
     net_link *link = net_link_new(n, 0);
     if (!link) return NULL;
@@ -193,11 +195,77 @@ static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_ke
     return link;
 }
 
+static void arrived(cw_net *n, net_link *link)
+{
+    NET_COUNT(n, links_in, 1);
+    cw_event ev = {.kind = CW_EV_LINK_UP, .link = link->id, .port = link->port, .key = link->key};
+    snprintf(ev.text, sizeof ev.text, "%.120s", link->address);
+    net_deliver(n, &ev);
+}
+
+/* The first message on the same-host endpoint names a key, and the answer asks for the proof. */
+static net_link *introduce_local(cw_net *n, net_listener *l, net_parts *p)
+{
+    net_proof proof = {0};
+    uint8_t second[NET_LOCAL_SECOND];
+    int fd = zmq_msg_get(&p->header, ZMQ_SRCFD);
+    net_listener_monitor(n, l);
+    net_conn *c = conn_of_fd(l, fd);
+    if (!c || c->cut) return NULL;
+    if (p->n_parts != 1 || !net_local_peer_is_ours(fd) ||
+        !net_proof_second(&proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header), second) ||
+        !net_zap_admits(n->zap, &proof.opener)) {
+        CW_LOG_W("net", "peer cut before its hello port=%s reason=\"no same-host proof\"",
+                 port_names[l->port]);
+        net_listener_drop_half_open(l, c);
+        return NULL;
+    }
+    net_link *link = introduce(n, l, p, &proof.opener);
+    if (!link) return NULL;
+    link->state = NET_CONNECTING;
+    link->local = true;
+    link->proof = proof;
+    snprintf(link->address, sizeof link->address, "this host");
+    if (zmq_send(l->sock, link->rid, sizeof link->rid, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0 ||
+        zmq_send(l->sock, second, sizeof second, ZMQ_DONTWAIT) < 0)
+        net_link_fail(n, link, "the connection was closed or lost");
+    return link;
+}
+
+/* Keys are not libzmq's business there: what a link's messages may do is known from its proof. */
+static void handle_local(cw_net *n, net_listener *l, net_parts *p)
+{
+    net_link *link = p->rid_ok ? net_map_get(&n->by_rid, rid_key(l, p->rid)) : NULL;
+    if (!link) {
+        (void)introduce_local(n, l, p);
+        net_parts_free(p);
+    } else if (link->state != NET_CONNECTING) {
+        net_link_message(n, link, p);
+    } else {
+        bool ok =
+            p->n_parts == 1 && net_zap_admits(n->zap, &link->key) &&
+            net_proof_check(&link->proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header));
+        net_parts_free(p);
+        if (link->failing) return;
+        if (!ok) {
+            net_link_fail(n, link, "it has not proven its key");
+            return;
+        }
+        link->state = NET_UP;
+        link->deadline_us = n->now_us + NET_FIRST_WORD_US;
+        arrived(n, link);
+    }
+}
+
 static void handle(cw_net *n, net_listener *l, net_parts *p)
 {
     cw_key key;
     if (!p->has_header) { /* a routing id alone: nothing to act on, and nobody to name */
         net_parts_free(p);
+        return;
+    }
+    if (l->local) {
+        handle_local(n, l, p);
         return;
     }
     if (!key_of(p, &key)) {
@@ -206,12 +274,7 @@ static void handle(cw_net *n, net_listener *l, net_parts *p)
         return;
     }
     net_link *link = p->rid_ok ? net_map_get(&n->by_rid, rid_key(l, p->rid)) : NULL;
-    if (!link && (link = introduce(n, l, p, &key))) {
-        NET_COUNT(n, links_in, 1);
-        cw_event ev = {.kind = CW_EV_LINK_UP, .link = link->id, .port = link->port, .key = key};
-        snprintf(ev.text, sizeof ev.text, "%.120s", link->address);
-        net_deliver(n, &ev);
-    }
+    if (!link && (link = introduce(n, l, p, &key))) arrived(n, link);
     if (!link)
         net_parts_free(p);
     else if (!cw_key_equal(&key, &link->key)) {
@@ -233,6 +296,7 @@ void net_listener_receive(cw_net *n, net_listener *l)
         net_recv r = net_parts_receive(l->sock, true, &p);
         if (r == NET_RECV_NONE) {
             l->drained = true;
+            l->touched = false;
             return;
         }
         if (r == NET_RECV_BROKEN) {
@@ -242,6 +306,7 @@ void net_listener_receive(cw_net *n, net_listener *l)
         }
         handle(n, l, &p);
     }
+    l->touched = n->touched = true; /* there may be more */
 }
 
 /* --- life --- */
@@ -250,7 +315,7 @@ static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, 
                                char *bound, cw_err *err)
 {
     int on = 1, backlog = 256, ipv6 = a->ipv6;
-    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK) ||
+    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK, true) ||
         zmq_setsockopt(l->sock, ZMQ_CURVE_SERVER, &on, sizeof on) != 0 ||
         zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
         zmq_setsockopt(l->sock, ZMQ_BACKLOG, &backlog, sizeof backlog) != 0 ||
@@ -284,6 +349,12 @@ static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, 
     return CW_OK;
 }
 
+static cw_status join_poll(cw_net *n, net_listener *l, cw_err *err)
+{
+    if (net_poll_add(n, l->sock, l->index + 1) && net_poll_add(n, l->mon, l->index + 1)) return CW_OK;
+    return CW_FAIL(err, CW_STATUS_LIMIT, "cannot watch a socket: %s", strerror(errno));
+}
+
 cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound, cw_err *err)
 {
     cw_address a;
@@ -291,19 +362,46 @@ cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *
     if (n->n_listeners == NET_MAX_LISTENERS)
         return CW_FAIL(err, CW_STATUS_LIMIT, "at most %d ports can be listened on", NET_MAX_LISTENERS);
     net_listener *l = &n->listeners[n->n_listeners];
-    *l = (net_listener){.index = n->n_listeners, .port = port};
+    *l = (net_listener){.index = n->n_listeners, .port = port, .drained = true};
     if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER)))
         return CW_FAIL(err, CW_STATUS_LIMIT, "no socket for %s: %s", address, zmq_strerror(errno));
     cw_status s = bind_listener(n, l, address, &a, bound, err);
+    if (s == CW_OK) s = join_poll(n, l, err);
     if (s == CW_OK)
         n->n_listeners++;
     else
-        net_listener_free(l);
+        net_listener_free(n, l);
     return s;
 }
 
-void net_listener_free(net_listener *l)
+cw_status net_listener_open_local(cw_net *n, cw_port port, const char *dir, cw_err *err)
 {
+    char address[CW_ADDRESS_MAX];
+    int on = 1;
+    if (!net_local_address(dir, cw_keys_public(n->cfg.keys), address))
+        return CW_FAIL(err, CW_STATUS_LIMIT, "the path of %.100s is too long for a socket", dir);
+    if (n->n_listeners == NET_MAX_LISTENERS)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "at most %d ports can be listened on", NET_MAX_LISTENERS);
+    net_listener *l = &n->listeners[n->n_listeners];
+    *l = (net_listener){.index = n->n_listeners, .port = port, .local = true, .drained = true};
+    cw_status s = CW_OK;
+    if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER)) ||
+        !net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK, false) ||
+        zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
+        !(l->mon = net_monitor_open(n, l->sock)) || zmq_bind(l->sock, address) != 0)
+        s = CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: %s", address, zmq_strerror(errno));
+    if (s == CW_OK) s = join_poll(n, l, err);
+    if (s == CW_OK)
+        n->n_listeners++;
+    else
+        net_listener_free(n, l);
+    return s;
+}
+
+void net_listener_free(cw_net *n, net_listener *l)
+{
+    net_poll_remove(n, l->sock);
+    net_poll_remove(n, l->mon);
     net_monitor_close(l->sock, l->mon);
     if (l->sock) zmq_close(l->sock);
     for (size_t i = 0; i < l->n_by_fd; i++) cw_free(l->by_fd[i]);

@@ -26,10 +26,10 @@ void net_fatal(cw_net *n, cw_status code, const char *fmt, ...)
 
 /* --- sockets --- */
 
-bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame)
+bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame, bool curve)
 {
     int linger = 0, hwm = (int)n->cfg.queue_messages, handshake = NET_HANDSHAKE_MS;
-    int beat = (int)n->cfg.heartbeat_ms, dead = 3 * beat, curve_public = CW_KEY_BYTES;
+    int beat = (int)n->cfg.heartbeat_ms, dead = 3 * beat;
     return zmq_setsockopt(sock, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
            zmq_setsockopt(sock, ZMQ_SNDHWM, &hwm, sizeof hwm) == 0 &&
            zmq_setsockopt(sock, ZMQ_RCVHWM, &hwm, sizeof hwm) == 0 &&
@@ -38,9 +38,34 @@ bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame)
            zmq_setsockopt(sock, ZMQ_HEARTBEAT_TIMEOUT, &dead, sizeof dead) == 0 &&
            zmq_setsockopt(sock, ZMQ_HEARTBEAT_TTL, &dead, sizeof dead) == 0 &&
            zmq_setsockopt(sock, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame) == 0 &&
-           zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, (size_t)curve_public) ==
-               0 &&
-           zmq_setsockopt(sock, ZMQ_CURVE_SECRETKEY, cw_keys_secret(n->cfg.keys), CW_KEY_BYTES) == 0;
+           (!curve ||
+            (zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, CW_KEY_BYTES) == 0 &&
+             zmq_setsockopt(sock, ZMQ_CURVE_SECRETKEY, cw_keys_secret(n->cfg.keys), CW_KEY_BYTES) == 0));
+}
+
+static bool fd_of(void *sock, int *fd)
+{
+    size_t len = sizeof *fd;
+    return zmq_getsockopt(sock, ZMQ_FD, fd, &len) == 0;
+}
+
+bool net_poll_add(cw_net *n, void *sock, uint64_t who)
+{
+    int fd;
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = who};
+    return fd_of(sock, &fd) && epoll_ctl(n->poll_fd, EPOLL_CTL_ADD, fd, &ev) == 0;
+}
+
+void net_poll_remove(cw_net *n, void *sock)
+{
+    int fd;
+    if (sock && fd_of(sock, &fd)) (void)epoll_ctl(n->poll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+void net_touched(cw_net *n, net_link *l)
+{
+    *(l->from ? &l->from->touched : &l->io.touched) = true;
+    n->touched = true;
 }
 
 void *net_monitor_open(cw_net *n, void *sock)
@@ -54,7 +79,8 @@ void *net_monitor_open(cw_net *n, void *sock)
     void *mon = zmq_socket(n->zmq, ZMQ_PAIR);
     if (mon && zmq_setsockopt(mon, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0 &&
         zmq_setsockopt(mon, ZMQ_LINGER, &linger, sizeof linger) == 0 &&
-        zmq_socket_monitor(sock, name, ZMQ_EVENT_ALL & ~ZMQ_EVENT_MONITOR_STOPPED) == 0 && zmq_connect(mon, name) == 0)
+        zmq_socket_monitor(sock, name, ZMQ_EVENT_ALL & ~ZMQ_EVENT_MONITOR_STOPPED) == 0 &&
+        zmq_connect(mon, name) == 0)
         return mon;
     int e = errno;
     net_monitor_close(sock, mon);
@@ -150,9 +176,12 @@ static void resolved(void *ctx)
 
 static cw_status start(cw_net *n, cw_err *err)
 {
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0};
     n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    n->poll_fd = epoll_create1(EPOLL_CLOEXEC);
     n->zmq = zmq_ctx_new();
-    if (n->wake_fd < 0 || !n->zmq)
+    if (n->wake_fd < 0 || n->poll_fd < 0 || !n->zmq ||
+        epoll_ctl(n->poll_fd, EPOLL_CTL_ADD, n->wake_fd, &ev) != 0)
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", strerror(errno));
     /* A monitored DEALER takes three; libzmq closes sockets a little after we do, hence twice. */
     int sockets = 64 + 6 * (int)n->cfg.max_peers, limit = zmq_ctx_get(n->zmq, ZMQ_SOCKET_LIMIT);
@@ -183,7 +212,8 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
     }
     n->cfg = cfg;
     n->role = *role;
-    n->wake_fd = -1;
+    n->wake_fd = n->poll_fd = -1;
+    net_guest_init(n);
     cw_outbox_init(&n->out);
     cw_status s = start(n, err);
     if (s == CW_OK)
@@ -196,7 +226,7 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
 static void close_sockets(cw_net *n)
 {
     net_links_free(n);
-    for (uint32_t i = 0; i < n->n_listeners; i++) net_listener_free(&n->listeners[i]);
+    for (uint32_t i = 0; i < n->n_listeners; i++) net_listener_free(n, &n->listeners[i]);
     n->n_listeners = 0;
 }
 
@@ -211,10 +241,11 @@ void cw_net_free(cw_net **np)
         while (zmq_ctx_term(n->zmq) != 0 && errno == EINTR) {
         }
     if (n->wake_fd >= 0) close(n->wake_fd);
+    if (n->poll_fd >= 0) close(n->poll_fd);
+    net_guest_free(n);
     net_map_free(&n->by_id);
     net_map_free(&n->by_rid);
     cw_outbox_free(&n->out);
-    cw_free(n->items);
     atomic_fetch_sub(&descriptors_reserved, descriptors_of(&n->cfg));
     cw_free(n);
     *np = NULL;
@@ -223,6 +254,11 @@ void cw_net_free(cw_net **np)
 cw_status cw_net_listen(cw_net *n, cw_port port, const char *address, char bound[CW_ADDRESS_MAX], cw_err *err)
 {
     return net_listener_open(n, port, address, bound, err);
+}
+
+cw_status cw_net_listen_local(cw_net *n, cw_port port, const char *dir, cw_err *err)
+{
+    return net_listener_open_local(n, port, dir, err);
 }
 
 /* --- actions --- */
@@ -300,6 +336,20 @@ static void cut_revoked(cw_net *n)
     }
 }
 
+static void ask_role(cw_net *n)
+{
+    if (!atomic_exchange(&n->woken, false) || !n->role.on_wake || n->leaving) return;
+    n->role.on_wake(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
+    drain_outbox(n);
+}
+
+void cw_net_poke(cw_net *n)
+{
+    n->now_us = cw_now_us();
+    atomic_store(&n->woken, true);
+    if (!n->ended) ask_role(n);
+}
+
 static void woken(cw_net *n)
 {
     uint64_t count;
@@ -310,36 +360,7 @@ static void woken(cw_net *n)
     if (atomic_load(&n->zap_dead))
         net_fatal(n, CW_STATUS_AUTH,
                   "the ZAP handler has ended: nobody could be told from anybody else, so this process stops");
-    if (atomic_exchange(&n->woken, false) && n->role.on_wake && !n->leaving) {
-        n->role.on_wake(n->role.ctx, n->now_us, cw_wall_ms(), &n->out);
-        drain_outbox(n);
-    }
-}
-
-/* The sockets in the order in which the round looks at them; false: out of memory. */
-static bool fill_items(cw_net *n, size_t *n_items)
-{
-    size_t need = 1 + 2 * (n->n_listeners + n->n_links), k = 0;
-    if (need > n->cap_items) {
-        zmq_pollitem_t *grown = cw_realloc(n->items, 2 * need, sizeof *grown);
-        if (!grown) return false;
-        n->items = grown;
-        n->cap_items = 2 * need;
-    }
-    n->items[k++] = (zmq_pollitem_t){.fd = n->wake_fd, .events = ZMQ_POLLIN};
-    for (uint32_t i = 0; i < n->n_listeners; i++) {
-        n->items[k++] = (zmq_pollitem_t){.socket = n->listeners[i].mon, .events = ZMQ_POLLIN};
-        n->items[k++] = (zmq_pollitem_t){.socket = n->listeners[i].sock, .events = ZMQ_POLLIN};
-    }
-    for (size_t i = 0; i < n->n_links; i++) {
-        n->links[i]->item = 0;
-        if (!n->links[i]->sock || !n->links[i]->mon) continue;
-        n->links[i]->item = k;
-        n->items[k++] = (zmq_pollitem_t){.socket = n->links[i]->mon, .events = ZMQ_POLLIN};
-        n->items[k++] = (zmq_pollitem_t){.socket = n->links[i]->sock, .events = ZMQ_POLLIN};
-    }
-    *n_items = k;
-    return true;
+    ask_role(n);
 }
 
 static bool any_connection(const cw_net *n)
@@ -358,51 +379,72 @@ static long poll_ms(const cw_net *n)
     return us <= 0 ? 0 : (long)((us + 999) / 1000);
 }
 
-/* Whether the monitor or the socket whose items begin at `item` has something. Asking a socket that has
- * nothing costs system calls, and an edge has many. */
-static bool is_ready(const cw_net *n, size_t item)
+/* What epoll has found: flags at sockets, so that each is read once. */
+static void note(cw_net *n, const struct epoll_event *ev, int n_ev, bool *wake_up)
 {
-    return n->items[item].revents || n->items[item + 1].revents;
+    for (int i = 0; i < n_ev; i++) {
+        uint64_t who = ev[i].data.u64;
+        net_link *l = who > NET_MAX_LISTENERS ? net_link_find(n, who) : NULL;
+        if (who == 0)
+            *wake_up = true;
+        else if (who <= n->n_listeners)
+            n->listeners[who - 1].ready = true;
+        else if (l)
+            l->io.ready = true;
+    }
 }
 
-static void receive_all(cw_net *n)
+/* `polled`: what the poll has reported; else what was sent to since, whose arrivals a poll would not report.
+ */
+static void receive_all(cw_net *n, bool polled)
 {
     for (uint32_t i = 0; i < n->n_listeners; i++) {
         net_listener *l = &n->listeners[i];
-        l->drained = true;
-        if (!is_ready(n, 1 + 2 * i)) continue;
-        net_listener_monitor(n, l);
+        if (!(polled ? l->ready : l->touched)) continue;
+        l->ready = l->touched = false;
+        if (polled) net_listener_monitor(n, l);
         net_listener_receive(n, l);
     }
-    for (size_t i = 0; i < n->n_links;
-         i++) { /* links that appear meanwhile are at the end and have no item yet */
+    for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
-        l->drained = true;
-        if (!l->sock || !l->item || !is_ready(n, l->item)) continue;
-        net_dealer_monitor(n, l);
+        if (!l->sock || !(polled ? l->io.ready : l->io.touched)) continue;
+        l->io.ready = l->io.touched = false;
+        if (polled) net_dealer_monitor(n, l);
         if (l->sock) net_dealer_receive(n, l);
     }
 }
 
-static void one_round(cw_net *n)
+/* Before sleeping. What is read may send again. */
+static void read_touched(cw_net *n)
 {
-    size_t n_items = 0;
-    if (!fill_items(n, &n_items)) {
-        net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to poll");
-        return;
+    for (int i = 0; i < NET_RECV_BURST && n->touched && n->fatal.code == CW_OK; i++) {
+        n->touched = false;
+        receive_all(n, false);
     }
-    if (zmq_poll(n->items, (int)n_items, poll_ms(n)) < 0 && errno != EINTR) {
-        net_fatal(n, CW_STATUS_IO, "polling failed: %s", zmq_strerror(errno));
+}
+
+void net_one_round(cw_net *n, int64_t wait_us)
+{
+    enum { AT_ONCE = 64 };
+    struct epoll_event ev[AT_ONCE];
+    read_touched(n);
+    long ms = n->touched || n->someone_gone || n->failing_links ? 0 : poll_ms(n);
+    if (wait_us < ms * 1000) ms = (long)((wait_us + 999) / 1000);
+    int n_ev = epoll_wait(n->poll_fd, ev, AT_ONCE, (int)ms);
+    if (n_ev < 0 && errno != EINTR) {
+        net_fatal(n, CW_STATUS_IO, "polling failed: %s", strerror(errno));
         return;
     }
     n->now_us = cw_now_us();
-    if (n->items[0].revents) woken(n);
-    receive_all(n);
-    net_links_finish_gone(n);
+    bool wake_up = false;
+    note(n, ev, n_ev, &wake_up);
+    if (wake_up) woken(n);
+    if (n_ev > 0) receive_all(n, true);
+    if (n->someone_gone) net_links_finish_gone(n);
     if (n->now_us >= n->tick_us || n->now_us >= n->out.wake_us) tick(n);
     if (n->now_us >= n->watch_us) net_watch_round(n);
     net_links_settle(n);
-    net_links_reap(n);
+    if (n->n_links != n->n_live) net_links_reap(n);
 }
 
 static bool any_closing(const cw_net *n)
@@ -422,23 +464,30 @@ static void say_goodbye(cw_net *n)
     n->leaving = true;
     for (size_t i = 0; words && i < n->n_links; i++) net_link_close(n, n->links[i], false);
     int64_t until = n->now_us + NET_STOP_US;
-    while (any_closing(n) && n->now_us < until && n->fatal.code == CW_OK) one_round(n);
+    while (any_closing(n) && n->now_us < until && n->fatal.code == CW_OK) net_one_round(n, INT64_MAX);
     close_sockets(n);
 }
 
 cw_status cw_net_run(cw_net *n, cw_err *err)
 {
+    pthread_mutex_lock(&n->turn);
     n->now_us = cw_now_us();
     n->tick_us = n->watch_us = n->now_us;
-    while (n->fatal.code == CW_OK && !atomic_load(&n->stop)) one_round(n);
-    if (n->fatal.code != CW_OK) {
+    while (n->fatal.code == CW_OK && !atomic_load(&n->stop)) {
+        net_one_round(n, INT64_MAX);
+        net_step_aside(n);
+    }
+    if (n->fatal.code == CW_OK) {
+        say_goodbye(n);
+    } else {
         CW_LOG_E("net", "%s", n->fatal.text);
         close_sockets(n);
         if (err) *err = n->fatal;
-        return n->fatal.code;
     }
-    say_goodbye(n);
-    return CW_OK;
+    n->ended = true;
+    cw_status s = n->fatal.code;
+    pthread_mutex_unlock(&n->turn);
+    return s;
 }
 
 /* --- other threads --- */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cw/block.h"
 #include "cw/mem.h"
 
 /* Raw frames smaller than this are copied: cheaper than an owner that travels with them. */
@@ -15,7 +16,7 @@ enum { COPY_BELOW = 512 };
 static void release_received(void *owner)
 {
     zmq_msg_close(owner);
-    cw_free(owner);
+    cw_block_give(owner);
 }
 
 /* What a part of n bytes takes in ZMTP under CURVE at least: a frame header of 2 or 9 bytes and a MESSAGE of
@@ -40,7 +41,7 @@ static void keep_part(net_parts *p, zmq_msg_t *m)
         return;
     }
     if (at <= CW_MSG_MAX_FRAMES && !p->no_memory) {
-        zmq_msg_t *owned = cw_calloc(1, sizeof *owned);
+        zmq_msg_t *owned = cw_block_take(sizeof *owned);
         if (owned) {
             zmq_msg_init(owned);
             zmq_msg_move(owned, m);
@@ -131,7 +132,7 @@ static void parcel_sent(void *data, void *hint)
     atomic_fetch_sub_explicit(&p->backlog->bytes, p->frame.len, memory_order_relaxed);
     net_backlog_release(p->backlog);
     if (p->frame.release) p->frame.release(p->frame.owner);
-    cw_free(p);
+    cw_block_give(p);
 }
 
 static bool wrap_frame(zmq_msg_t *out, cw_frame *f, net_backlog *backlog)
@@ -141,12 +142,12 @@ static bool wrap_frame(zmq_msg_t *out, cw_frame *f, net_backlog *backlog)
         if (f->len) memcpy(zmq_msg_data(out), f->data, f->len);
         return true;
     }
-    parcel *p = cw_calloc(1, sizeof *p);
+    parcel *p = cw_block_take(sizeof *p);
     if (!p) return false;
     *p = (parcel){.frame = *f, .backlog = backlog};
     /* libzmq does not write into a message it sends; the cast only satisfies its signature. */
     if (zmq_msg_init_data(out, (void *)(uintptr_t)f->data, f->len, parcel_sent, p) != 0) {
-        cw_free(p);
+        cw_block_give(p);
         return false;
     }
     atomic_fetch_add_explicit(&backlog->refs, 1, memory_order_relaxed);

@@ -247,6 +247,14 @@ bool net_zap_is_revoked(net_zap *z, const cw_key *k)
     return r;
 }
 
+bool net_zap_admits(net_zap *z, const cw_key *k)
+{
+    pthread_mutex_lock(&z->lock);
+    bool ok = !is_revoked_locked(z, k) && !is_banned_locked(z, k, cw_now_us());
+    pthread_mutex_unlock(&z->lock);
+    return ok;
+}
+
 void net_zap_ban(net_zap *z, const cw_key *k, uint32_t seconds)
 {
     pthread_mutex_lock(&z->lock);

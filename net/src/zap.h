@@ -28,5 +28,7 @@ void net_zap_stop(net_zap **z);
 CW_MUST_USE cw_status net_zap_revoke(net_zap *z, const cw_key *k, cw_err *err);
 void net_zap_unrevoke(net_zap *z, const cw_key *k);
 bool net_zap_is_revoked(net_zap *z, const cw_key *k);
+/* Neither revoked nor banned: what a handshake would be told. */
+bool net_zap_admits(net_zap *z, const cw_key *k);
 void net_zap_ban(net_zap *z, const cw_key *k, uint32_t seconds);
 uint64_t net_zap_refused(net_zap *z);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "cw/block.h"
 #include "cw/mem.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "raw frames are little-endian and used in place");
@@ -28,13 +29,13 @@ static void *budget_alloc(void *ctx, size_t size)
         return NULL;
     }
     b->left -= size;
-    return cw_calloc(1, size);
+    return cw_block_take(size); /* protobuf-c fills what it takes */
 }
 
 static void budget_free(void *ctx, void *p)
 {
     (void)ctx;
-    cw_free(p);
+    cw_block_give(p);
 }
 
 static void strip_unknown(ProtobufCMessage *m);
@@ -60,8 +61,8 @@ static void strip_field(const ProtobufCMessage *m, const ProtobufCFieldDescripto
  * (number 0). */
 static void strip_unknown(ProtobufCMessage *m)
 {
-    for (unsigned i = 0; i < m->n_unknown_fields; i++) cw_free(m->unknown_fields[i].data);
-    cw_free(m->unknown_fields);
+    for (unsigned i = 0; i < m->n_unknown_fields; i++) cw_block_give(m->unknown_fields[i].data);
+    cw_block_give(m->unknown_fields);
     m->unknown_fields = NULL;
     m->n_unknown_fields = 0;
     for (unsigned i = 0; i < m->descriptor->n_fields; i++) strip_field(m, &m->descriptor->fields[i]);
@@ -122,7 +123,7 @@ cw_status cw_msg_decode(const void *header, size_t header_len, size_t header_max
          env->body_case == CW__PB__ENVELOPE__BODY_CHUNK_PART) &&
         frames[0].len > CW_STORE_PART_MAX)
         s = CW_FAIL(err, CW_STATUS_PROTOCOL, "a store part of %zu bytes", frames[0].len);
-    cw_msg *m = s == CW_OK ? cw_calloc(1, sizeof *m) : NULL;
+    cw_msg *m = s == CW_OK ? cw_block_zeroed(sizeof *m) : NULL;
     if (s == CW_OK && !m) s = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a message");
     if (s != CW_OK) {
         free_env(env);
@@ -146,7 +147,7 @@ void cw_msg_free(cw_msg **m)
     if (!m || !*m) return;
     release_frames((*m)->frames, (*m)->n_frames);
     free_env((*m)->env);
-    cw_free(*m);
+    cw_block_give(*m);
     *m = NULL;
 }
 
@@ -165,8 +166,8 @@ cw_msg *cw_msg_new(const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t
     CW_ASSERT(n_frames <= CW_MSG_MAX_FRAMES);
     uint8_t small[512];
     size_t len = cw_msg_header_bytes(env);
-    uint8_t *buf = len <= sizeof small ? small : cw_calloc(len, 1);
-    cw_msg *m = buf ? cw_calloc(1, sizeof *m) : NULL;
+    uint8_t *buf = len <= sizeof small ? small : cw_block_take(len);
+    cw_msg *m = buf ? cw_block_zeroed(sizeof *m) : NULL;
     if (m) {
         bool exhausted;
         cw_msg_header_pack(env, buf);
@@ -174,19 +175,19 @@ cw_msg *cw_msg_new(const Cw__Pb__Envelope *env, const cw_frame *frames, uint32_t
         m->n_frames = n_frames;
         if (n_frames) memcpy(m->frames, frames, n_frames * sizeof *frames);
         if (!m->env) {
-            cw_free(m);
+            cw_block_give(m);
             m = NULL;
         }
     }
     if (!m) release_frames(frames, n_frames);
-    if (buf != small) cw_free(buf);
+    if (buf != small) cw_block_give(buf);
     return m;
 }
 
 cw_frame cw_frame_new(size_t len, uint8_t **bytes)
 {
-    *bytes = cw_realloc(NULL, len, 1);
-    return (cw_frame){.data = *bytes, .len = len, .owner = *bytes, .release = *bytes ? cw_free : NULL};
+    *bytes = cw_block_take(len);
+    return (cw_frame){.data = *bytes, .len = len, .owner = *bytes, .release = *bytes ? cw_block_give : NULL};
 }
 
 cw_frame cw_frame_copy(const void *data, size_t len)

@@ -42,7 +42,7 @@ class Process:
         self.out_path = cluster.dir / f"{name}.out"
         self.err_path = cluster.dir / f"{name}.err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
-            self.popen = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
+            self.popen = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL, env={**cluster.env(), **(env or {})},
                                           stdout=out, stderr=err)
 
     def out(self):
@@ -117,6 +117,10 @@ class Cluster:
                 print(f"--- {p.name} ---\n{p.said()[-3000:]}")
         shutil.rmtree(self.dir, ignore_errors=True)
 
+    def env(self):
+        """Workers' socket files go with the cluster; an edge that is not told of that directory comes over TCP."""
+        return {**os.environ, "XDG_RUNTIME_DIR": str(self.dir)}
+
     def start(self, name, args, env=None):
         p = Process(self, name, args, env)
         self.processes.append(p)
@@ -152,7 +156,7 @@ class Cluster:
         """Runs `causeway COMMAND ...` in split mode to its end; the completed process."""
         command_line = [BIN / "causeway", command, "--join", join or self.join("edge"), *args]
         return subprocess.run([str(a) for a in command_line], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                              timeout=timeout * PATIENCE, env={**os.environ, "XDG_STATE_HOME": str(self.dir / state), **(env or {})})
+                              timeout=timeout * PATIENCE, env={**self.env(), "XDG_STATE_HOME": str(self.dir / state), **(env or {})})
 
     def ask(self, prompt=PROMPT, state="edge", join=None, n=80):
         """An answer through the workers: (text, summary)."""

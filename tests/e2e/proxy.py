@@ -104,5 +104,5 @@ class ProxiedCluster(Cluster):
             self.net(f"{name} target 127.0.0.1:{port}")
         else:
             self.worker_port[name] = self.net.add(name, f"127.0.0.1:{port}")
-        return super().start_worker(name, "--listen", f"tcp://127.0.0.1:{port}", "--advertise",
+        return super().start_worker(name, "--no-ipc", "--listen", f"tcp://127.0.0.1:{port}", "--advertise",
                                     f"tcp://127.0.0.1:{self.worker_port[name]}", *extra, **kwargs)

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cw/block.h"
 #include "cw/mem.h"
 #include "worker_internal.h"
 
@@ -12,8 +13,8 @@ static void call_free(cw_worker *w, call *c)
     if (c->rows.release) c->rows.release(c->rows.owner);
     if (c->exps.release) c->exps.release(c->exps.owner);
     cw_msg_free(&c->msg);
-    cw_free(c->runs);
-    cw_free(c);
+    cw_block_give(c->runs);
+    cw_block_give(c);
 }
 
 void call_unlink(cw_worker *w, call *c)
@@ -67,7 +68,7 @@ static bool make_runs(call *c)
     uint32_t n = 0;
     for (uint32_t i = 0; i < c->v.n_entries; i++)
         n += !i || cw_entry_get(c->v.entries, i).expert != cw_entry_get(c->v.entries, i - 1).expert;
-    c->runs = cw_calloc(n, sizeof *c->runs);
+    c->runs = cw_block_zeroed(n * sizeof *c->runs);
     if (!c->runs) return false;
     for (uint32_t i = 0; i < c->v.n_entries; i++) {
         uint32_t e = cw_entry_get(c->v.entries, i).expert;
@@ -80,7 +81,7 @@ static bool make_runs(call *c)
 
 static call *call_new(cw_worker *w, peer *p, const cw_call_view *v, cw_msg *msg, size_t bytes)
 {
-    call *c = cw_calloc(1, sizeof *c);
+    call *c = cw_block_take(sizeof *c);
     if (!c) return NULL;
     *c = (call){.peer = p, .v = *v, .received_us = w->now_us, .bytes = bytes, .n_pending = v->n_entries};
     bool f16 = w->layers[v->layer].rows == CW__PB__REPLY_KIND__ROWS_F16;
@@ -89,9 +90,9 @@ static call *call_new(cw_worker *w, peer *p, const cw_call_view *v, cw_msg *msg,
     if (f16) c->exps = cw_frame_new(v->n_entries, &e);
     c->exps_mem = (int8_t *)e;
     if (!c->rows_mem || (f16 && !e) || !make_runs(c)) {
-        cw_free(c->rows_mem);
-        cw_free(e);
-        cw_free(c);
+        cw_block_give(c->rows_mem);
+        cw_block_give(e);
+        cw_block_give(c);
         return NULL;
     }
     c->msg = msg;

@@ -53,7 +53,7 @@ void reply_send(cw_worker *w, call *c, cw_outbox *out)
         if (!frames[0].data ||
             !w->c.kernels->all_finite((const float *)(const void *)frames[0].data, (int64_t)n)) {
             bool memory = !frames[0].data;
-            cw_free(frames[0].owner);
+            if (frames[0].release) frames[0].release(frames[0].owner);
             reply_fail(w, c->peer, c->v.id,
                        memory ? CW__PB__FAIL_CODE__FAIL_BUSY : CW__PB__FAIL_CODE__FAIL_NUMERIC, c->v.layer, 0,
                        memory ? BUSY_RETRY_MS : 0,

@@ -340,6 +340,17 @@ static cw_status listen_somewhere(shell *s, char bound[CW_ADDRESS_MAX], cw_err *
     return CW_OK;
 }
 
+/* Edges of this user on this machine come a shorter way. Without it they come by the address. */
+static void listen_local(shell *s)
+{
+    cw_err err = {0};
+    char *dir = NULL;
+    cw_status st = cw_net_local_dir(&dir, &err);
+    if (st == CW_OK) st = cw_net_listen_local(s->net, CW_PORT_DATA, dir, &err);
+    if (st != CW_OK) CW_LOG_W("worker", "no endpoint for edges on this machine: %s", err.text);
+    cw_free(dir);
+}
+
 static cw_status open_net(shell *s, cw_err *err)
 {
     cw_net_role role = {.ctx = s, .on_event = on_event, .on_wake = on_wake};
@@ -353,6 +364,7 @@ static cw_status open_net(shell *s, cw_err *err)
     char bound[CW_ADDRESS_MAX];
     CW_TRY(cw_net_new(&nc, &role, &s->net, err));
     CW_TRY(listen_somewhere(s, bound, err));
+    if (!s->o->no_ipc) listen_local(s);
     return pick_address(s, bound, err);
 }
 

@@ -143,6 +143,26 @@ const uint8_t *cw_keys_secret(const cw_keys *k)
     return k->secret;
 }
 
+bool cw_keys_mac(const cw_keys *self, const cw_key *other, const char *context, const void *body, size_t n,
+                 uint8_t mac[CW_MAC_BYTES])
+{
+    uint8_t shared[crypto_box_BEFORENMBYTES];
+    crypto_generichash_state st;
+    if (crypto_box_beforenm(shared, other->b, cw_keys_secret(self)) != 0) return false; /* of low order */
+    crypto_generichash_init(&st, shared, sizeof shared, CW_MAC_BYTES);
+    crypto_generichash_update(&st, (const uint8_t *)context, strlen(context) + 1);
+    crypto_generichash_update(&st, body, n);
+    crypto_generichash_final(&st, mac, CW_MAC_BYTES);
+    sodium_memzero(shared, sizeof shared);
+    sodium_memzero(&st, sizeof st);
+    return true;
+}
+
+bool cw_mac_equal(const uint8_t a[CW_MAC_BYTES], const uint8_t b[CW_MAC_BYTES])
+{
+    return sodium_memcmp(a, b, CW_MAC_BYTES) == 0;
+}
+
 static cw_status signer_from_seed(const uint8_t seed[SEED_BYTES], cw_signer **out, cw_err *err)
 {
     cw_signer *s = cw_calloc(1, sizeof *s);

@@ -119,6 +119,8 @@ static cw_status calls(caller *w, cw_bench_wire_result *out, cw_err *err)
                                   .p99_us = cw_bench_quantile(w->us, w->c->calls, 0.99),
                                   .min_us = s.min,
                                   .max_us = s.max,
+                                  .workers_cpu_us = -1,
+                                  .service_us = -1,
                                   .own_cpu_us = w->c->busy ? -1 : (double)cpu * 1e-3 / w->c->calls};
     return CW_OK;
 }

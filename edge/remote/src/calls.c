@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cw/block.h"
 #include "cw/mem.h"
 #include "edge_internal.h"
 
@@ -44,7 +45,7 @@ void list_remove(piece_list *l, piece *p)
 
 piece *piece_new(cw_edge_request *r, uint32_t n)
 {
-    piece *p = cw_calloc(1, sizeof *p + n * sizeof p->index[0]);
+    piece *p = cw_block_zeroed(sizeof *p + n * sizeof p->index[0]);
     if (!p) return NULL;
     p->r = r;
     p->n = n;
@@ -59,7 +60,7 @@ void piece_cover(piece *p)
 void piece_free(piece *p)
 {
     for (uint32_t k = 0; p->r->active && k < p->n; k++) p->r->marks[p->index[k]].pending--;
-    cw_free(p);
+    cw_block_give(p);
 }
 
 void calls_queue(cw_edge *e, home *h, piece *p)
@@ -246,13 +247,14 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
 {
     h->calls++;
     h->rows += p->n;
+    h->service_sum_us += v->service_us;
     h->service_us =
         h->service_us ? (uint32_t)((7 * (uint64_t)h->service_us + v->service_us) / 8) : v->service_us;
     int64_t delay = e->now_us - p->sent_us - v->queue_us - v->service_us;
     /* A worker that slept meanwhile says nothing of its link. */
     bool slept = h->back_us >= p->sent_us;
     if (delay > 0 && !p->overdue && p->bytes < CW_CALL_TARGET_BYTES / 8)
-        link_learn(&h->delay_us, (double)delay);
+        link_learn_delay(&h->delay_us, (double)delay);
     /* A call of many rows is bound by computing, one of few by reading weights. */
     bool small = p->n_rows <= 4 || h->us_per_byte <= 0;
     if (p->cost && v->service_us && small)

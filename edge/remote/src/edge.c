@@ -83,7 +83,7 @@ static void free_list(piece_list *l)
 {
     for (piece *p = l->head, *next; p; p = next) {
         next = p->next;
-        cw_free(p);
+        piece_free(p);
     }
 }
 

@@ -114,6 +114,7 @@ struct home {
 
     uint64_t calls, rows, bytes_out, bytes_in;
     uint32_t rtt_us, service_us;
+    uint64_t service_sum_us;
     /* For predictions; all follow what is faster at once and what is slower slowly, since a busy machine
        only ever adds. 0: not measured. */
     double delay_us;     /* there and back, without queue and service */
@@ -248,6 +249,7 @@ void links_new_ticket(cw_edge *e); /* who refused the old one is asked again soo
 /* links.c */
 void links_ping(cw_edge *e, home *h, cw_outbox *out);
 void link_learn(double *value, double sample); /* a measurement into a prediction */
+void link_learn_delay(double *value, double sample);
 
 /* place.c */
 /* Whether h can be asked for that at all: up, and not barred. */

@@ -107,6 +107,7 @@ bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)
                                   .bytes_in = h->bytes_in,
                                   .rtt_us = h->rtt_us,
                                   .service_us = h->service_us,
+                                  .service_sum_us = h->service_sum_us,
                                   .suspect = home_is_late(h),
                                   .barred = home_barred(e, h),
                                   .hedge_us = (uint32_t)late_after_us(e, h, 0),

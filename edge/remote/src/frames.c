@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cw/block.h"
 #include "cw/mem.h"
 #include "edge_internal.h"
 
@@ -38,9 +39,9 @@ static void fill_rows(const cw_edge *e, const piece *p, call_frames *cf)
 
 static bool fill_entries(piece *p, call_frames *cf)
 {
-    uint64_t small[64], *order = p->n <= CW_ARRAY_LEN(small) ? small : cw_calloc(p->n, sizeof *order);
+    uint64_t small[64], *order = p->n <= CW_ARRAY_LEN(small) ? small : cw_block_take(p->n * sizeof *order);
     uint32_t small_index[64],
-        *index = p->n <= CW_ARRAY_LEN(small_index) ? small_index : cw_calloc(p->n, sizeof *index);
+        *index = p->n <= CW_ARRAY_LEN(small_index) ? small_index : cw_block_take(p->n * sizeof *index);
     bool ok = order && index;
     /* index is ascending, that is by (row, expert): at most 1024 entries, so all three parts fit. */
     for (uint32_t k = 0, local = 0; ok && k < p->n; k++) {
@@ -60,8 +61,8 @@ static bool fill_entries(piece *p, call_frames *cf)
                                     .weight = x->weight});
         }
     }
-    if (order != small) cw_free(order);
-    if (index != small_index) cw_free(index);
+    if (order != small) cw_block_give(order);
+    if (index != small_index) cw_block_give(index);
     return ok;
 }
 
@@ -80,7 +81,7 @@ bool frames_make(cw_edge *e, piece *p, call_frames *cf)
     if (ok) fill_rows(e, p, cf);
     if (ok) ok = fill_entries(p, cf);
     if (!ok)
-        for (uint32_t i = 0; i < cf->n; i++) cw_free(cf->mem[i]);
+        for (uint32_t i = 0; i < cf->n; i++) cw_block_give(cf->mem[i]);
     return ok;
 }
 

@@ -1,15 +1,27 @@
 /*
- * The engine's side of the mainland: cw_experts whose submit hands a request to the network thread and whose
- * collect waits for it. All memory was taken at opening; nothing here allocates.
+ * The engine's side of the mainland. Calls of a few rows, as when decoding, do not change threads: submit and
+ * collect drive the network themselves (cw_net_enter), so that a call is on its way when submit returns, and
+ * an answer wakes the thread that waits for it. Calls of many rows are handed to the network thread, which
+ * takes the answers in while the engine computes. All memory was taken at opening or is recycled; nothing
+ * here allocates.
  */
 #include <string.h>
 #include <time.h>
 
+#include "cw/block.h"
+#include "cw/clock.h"
 #include "cw/mem.h"
 #include "mainland_internal.h"
 
 /* The flag has no bell: how long a cancelled wait may go on, against waking up for nothing. */
-enum { CANCEL_POLL_MS = 40, TELL_POLLS = 12, PREFILL_ROWS = 16 };
+enum {
+    CANCEL_POLL_MS = 40,
+    TELL_POLLS = 12,
+    PREFILL_ROWS = 16,
+    BLOCKS = 64,
+    BLOCKS_TO = 8192,
+    DRIVE_US = 100000
+};
 
 static size_t slot_bytes(const cw_mainland *m)
 {
@@ -30,6 +42,8 @@ cw_status land_slots_new(cw_mainland *m, cw_err *err)
         s->f16 = (uint16_t *)(void *)s->f32;
         ok = s->entries && s->e && s->f32;
     }
+    /* What a few calls of a row take: headers, frames, the machine's notes. */
+    for (size_t size = 64; size <= BLOCKS_TO; size *= 2) cw_block_stock(size, BLOCKS);
     m->handed_out = -1;
     if (!ok)
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for the rows that come from the cluster");
@@ -92,8 +106,16 @@ static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *tic
     s->in_use = true;
     s->done = false;
     atomic_store(&s->give_up, false);
+    s->guest = c->n_rows <= PREFILL_ROWS;
     CW_ASSERT(cw_queue_push(m->submitted, s) == CW_OK); /* as large as there are slots */
-    cw_net_wake(m->net);
+    if (s->guest) {
+        cw_net_enter(m->net);
+        cw_net_poke(m->net);
+        cw_net_leave(m->net);
+    } else {
+        cw_net_resume(m->net);
+        cw_net_wake(m->net);
+    }
     *ticket = (uint64_t)i;
     return CW_OK;
 }
@@ -137,12 +159,32 @@ static void wait_done(cw_mainland *m, slot *s)
     }
 }
 
+static bool is_done(cw_mainland *m, slot *s)
+{
+    pthread_mutex_lock(&m->lock);
+    bool done = s->done;
+    pthread_mutex_unlock(&m->lock);
+    return done;
+}
+
+/* Until the slot is done; not for long, and not when the network ends: the rest is wait_done's. */
+static void drive(cw_mainland *m, slot *s)
+{
+    int64_t end = cw_now_us() + DRIVE_US, left = DRIVE_US;
+    cw_net_enter(m->net);
+    while (!is_done(m, s) && left > 0 && !(s->cancel && atomic_load(s->cancel)) && cw_net_round(m->net, left))
+        left = end - cw_now_us();
+    cw_net_leave(m->net);
+    if (!is_done(m, s)) cw_net_resume(m->net);
+}
+
 static cw_status collect(cw_experts *self, uint64_t ticket, cw_expert_reply *out, cw_err *err)
 {
     cw_mainland *m = ((land_experts *)self)->m;
     take_back(m);
     CW_ASSERT(ticket < (uint64_t)m->n_slots && m->slots[ticket].in_use);
     slot *s = &m->slots[ticket];
+    if (s->guest) drive(m, s);
     wait_done(m, s);
     bool done = s->done;
     cw_err ended = m->end_err;

@@ -1,4 +1,5 @@
-/* The network thread of the mainland: owns the edge machine and the sockets, never computes. */
+/* The network side of the mainland: the edge machine and its callbacks. They run in the network thread, or in
+ * the engine's while that drives the network (land_experts.c). */
 #include <string.h>
 
 #include "cw/log.h"
@@ -14,10 +15,10 @@ static void save(cw_mainland *m)
         CW_LOG_W("edge", "the ticket was not stored: %s", err.text);
 }
 
-/* The disk is left alone while a layer is under way. */
+/* The disk is left alone while a layer is under way, and never touched by the engine's thread. */
 static void save_when_quiet(cw_mainland *m)
 {
-    if (!m->dirty) return;
+    if (!m->dirty || !pthread_equal(pthread_self(), m->thread)) return;
     for (int i = 0; i < m->n_slots; i++)
         if (m->slots[i].taken) return;
     save(m);
@@ -150,6 +151,7 @@ void land_refresh_locked(cw_mainland *m)
     pthread_mutex_lock(&m->lock);
     uint64_t mine = ++m->asked;
     pthread_mutex_unlock(&m->lock);
+    cw_net_resume(m->net);
     cw_net_wake(m->net);
     pthread_mutex_lock(&m->lock);
     while (m->answered < mine && !m->ended) pthread_cond_wait(&m->changed, &m->lock);

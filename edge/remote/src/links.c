@@ -118,6 +118,14 @@ static void pong(cw_edge *e, home *h, const Cw__Pb__Ping *p, cw_outbox *out)
     cw_send(out, h->link, &env, NULL, 0);
 }
 
+/* What the link adds is the least it was seen to add: everything above that is somebody's processor, ours
+ * included, since an answer that waits until we look at it has waited here. A link that has really become
+ * longer is believed after some hundred answers. */
+void link_learn_delay(double *value, double sample)
+{
+    *value = *value <= 0 || sample < *value ? sample : 0.99 * *value + 0.01 * sample;
+}
+
 void link_learn(double *value, double sample)
 {
     double keep = *value <= 0 ? 0 : sample < *value ? 0.5 : 0.9;
@@ -130,7 +138,7 @@ static void measure(cw_edge *e, home *h, const Cw__Pb__Pong *p)
     if (rtt < 0 || rtt > 60000000) return; /* an answer to nothing we asked */
     late_pong(e, h, rtt, (int64_t)p->t_us);
     if ((int64_t)p->t_us < h->back_us) return; /* it slept meanwhile: that is not the link's delay */
-    link_learn(&h->delay_us, (double)rtt);
+    link_learn_delay(&h->delay_us, (double)rtt);
     h->rtt_us = h->rtt_us ? (uint32_t)((3 * (int64_t)h->rtt_us + rtt) / 4) : (uint32_t)rtt;
 }
 

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "cw/clock.h"
+#include "cw/log.h"
 #include "cw/mem.h"
 #include "mainland_internal.h"
 
@@ -84,9 +85,16 @@ static cw_status fill_config(cw_mainland *m, cw_err *err)
  * as it usually does. */
 static cw_status open_net(cw_mainland *m, cw_err *err)
 {
+    cw_err why = {0};
+    /* Without that directory there are no same-host endpoints, and nothing is amiss. */
+    if (!m->o.no_ipc && cw_net_local_dir(&m->local_dir, &why) != CW_OK)
+        CW_LOG_I("edge", "workers on this machine are reached by their addresses: %s", why.text);
     cw_net_role role = land_role(m);
-    cw_net_config c = {
-        .self = CW_SIDE_EDGE, .keys = m->member.keys, .max_peers = 1100, .peer_credit = 16 << 20};
+    cw_net_config c = {.self = CW_SIDE_EDGE,
+                       .keys = m->member.keys,
+                       .max_peers = 1100,
+                       .peer_credit = 16 << 20,
+                       .local_dir = m->local_dir};
     if (cw_net_new(&c, &role, &m->net, NULL) == CW_OK) return CW_OK;
     c.max_peers = 128;
     return cw_net_new(&c, &role, &m->net, err);
@@ -203,6 +211,7 @@ void cw_mainland_close(cw_mainland **mp)
     saved_free(&m->saved);
     cw_free(m->layers);
     cw_free(m->workers);
+    cw_free(m->local_dir);
     cw_member_close(&m->member);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
@@ -261,7 +270,8 @@ size_t cw_mainland_workers(cw_mainland *m, cw_mainland_worker *list, size_t max)
                                        .bytes_out = w->bytes_out,
                                        .bytes_in = w->bytes_in,
                                        .rtt_us = w->rtt_us,
-                                       .service_us = w->service_us};
+                                       .service_us = w->service_us,
+                                       .service_sum_us = w->service_sum_us};
         memcpy(list[i].name, w->name, sizeof list[i].name);
         memcpy(list[i].address, w->address, sizeof list[i].address);
     }

@@ -20,7 +20,8 @@ typedef struct {
     const atomic_bool *cancel;
     bool in_use;
     atomic_bool give_up; /* engine -> network thread */
-    bool taken;          /* network thread: with the machine */
+    bool guest;          /* the engine's thread drives the network until it is done */
+    bool taken;          /* whoever drives the network: with the machine */
     bool done;           /* under the lock */
 } slot;
 
@@ -33,6 +34,7 @@ struct cw_mainland {
     cw_mainland_options o;
     char name[65];
     cw_member member;
+    char *local_dir;
     cw_edge_config ec;
     cw_edge_layer *layers;
     saved_file saved;
@@ -50,7 +52,7 @@ struct cw_mainland {
     void (*tell_waiting)(void *ctx, const char *sentence); /* engine's thread */
     void *tell_ctx;
 
-    /* Network thread only. */
+    /* Whoever drives the network only. */
     bool wanted;
     bool dirty; /* ticket or epoch is newer than the file */
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cw/bytes.h"
+#include "cw/block.h"
 #include "cw/mem.h"
 #include "edge_internal.h"
 
@@ -24,7 +25,7 @@ struct mark_block {
 
 bool rows_begin(cw_edge *e, cw_edge_request *r)
 {
-    mark_block *b = cw_calloc(1, sizeof *b + r->n_entries * sizeof b->m[0]);
+    mark_block *b = cw_block_zeroed(sizeof *b + r->n_entries * sizeof b->m[0]);
     if (!b) return false;
     b->next = e->marks;
     if (b->next) b->next->prev = b;
@@ -40,7 +41,7 @@ static void free_block(cw_edge *e, mark_block *b)
     else
         e->marks = b->next;
     if (b->next) b->next->prev = b->prev;
-    cw_free(b);
+    cw_block_give(b);
 }
 
 void rows_end(cw_edge *e, cw_edge_request *r)
@@ -146,7 +147,7 @@ bool rows_take(cw_edge *e, home *h, const piece *p, const cw_reply_view *v)
 {
     cw_edge_request *r = p->r;
     bool won = false;
-    uint8_t *mem = cw_calloc(1, rows_bytes(e, r));
+    uint8_t *mem = cw_block_zeroed(rows_bytes(e, r));
     for (uint32_t k = 0; k < p->n; k++) {
         uint32_t i = p->index[k];
         if (!(r->marks[i].flags & ROW_HAVE)) {
@@ -156,7 +157,7 @@ bool rows_take(cw_edge *e, home *h, const piece *p, const cw_reply_view *v)
             second_row(e, r, i, h, v, k, mem);
         }
     }
-    cw_free(mem);
+    cw_block_give(mem);
     return won;
 }
 
@@ -182,7 +183,7 @@ static void drop_oldest(home *h)
 {
     ghost **at = &h->ghosts;
     while ((*at)->next) at = &(*at)->next; /* the newest come first */
-    cw_free(*at);
+    cw_block_give(*at);
     *at = NULL;
     h->n_ghosts--;
 }
@@ -193,11 +194,11 @@ void ghost_keep(cw_edge *e, home *h, const piece *p)
     for (uint32_t k = 0; k < p->n; k++)
         if (!(r->marks[p->index[k]].flags & ROW_DONE)) return;
     size_t bytes = rows_bytes(e, r);
-    ghost *g = cw_calloc(1, sizeof *g + p->n * sizeof g->row[0]);
-    uint8_t *mem = cw_calloc(1, bytes);
+    ghost *g = cw_block_zeroed(sizeof *g + p->n * sizeof g->row[0]);
+    uint8_t *mem = cw_block_zeroed(bytes);
     if (!g || !mem) {
-        cw_free(g);
-        cw_free(mem);
+        cw_block_give(g);
+        cw_block_give(mem);
         return;
     }
     g->id = p->id;
@@ -211,7 +212,7 @@ void ghost_keep(cw_edge *e, home *h, const piece *p)
         g->row[k].expert = r->entries[i].expert;
         g->row[k].by = r->marks[i].by;
     }
-    cw_free(mem);
+    cw_block_give(mem);
     g->next = h->ghosts;
     h->ghosts = g;
     if (++h->n_ghosts > GHOSTS) drop_oldest(h);
@@ -220,7 +221,7 @@ void ghost_keep(cw_edge *e, home *h, const piece *p)
 static void compare(cw_edge *e, home *h, const ghost *g, const cw_reply_view *v)
 {
     size_t bytes = row_out_bytes(e, g->layer);
-    uint8_t *mem = cw_calloc(1, bytes);
+    uint8_t *mem = cw_block_zeroed(bytes);
     for (uint32_t k = 0; mem && k < g->n; k++) {
         home *by = e->homes[g->row[k].by];
         e->n.compared++;
@@ -229,7 +230,7 @@ static void compare(cw_edge *e, home *h, const ghost *g, const cw_reply_view *v)
         disputes_report(e, by, h, NULL, g->layer, g->row[k].expert);
         break; /* one is enough: from now on all is compared while it can be put right */
     }
-    cw_free(mem);
+    cw_block_give(mem);
 }
 
 static ghost *take(home *h, uint64_t id)
@@ -258,7 +259,7 @@ bool ghost_reply(cw_edge *e, home *h, const cw_msg *msg, cw_outbox *out)
         compare(e, h, g, &v);
         control_report(e, out);
     }
-    cw_free(g);
+    cw_block_give(g);
     return true;
 }
 
@@ -272,7 +273,7 @@ void ghosts_tick(cw_edge *e, home *h)
         }
         *at = g->next;
         h->n_ghosts--;
-        cw_free(g);
+        cw_block_give(g);
     }
 }
 

@@ -30,8 +30,8 @@ typedef struct {
 /* Zero means the default in brackets. */
 typedef struct {
     cw_side self;
-    const cw_keys *keys;   /* borrowed as long as the net lives */
-    uint32_t max_peers;    /* links at once [64], as many opened ones again; sizes MAX_SOCKETS and descriptors */
+    const cw_keys *keys; /* borrowed as long as the net lives */
+    uint32_t max_peers; /* links at once [64], as many opened ones again; sizes MAX_SOCKETS and descriptors */
     uint32_t io_threads;   /* [1] */
     uint32_t heartbeat_ms; /* [2000]; a link without traffic for three of them is down */
     uint32_t connect_rate; /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
@@ -41,6 +41,9 @@ typedef struct {
     /* bytes of raw frames that wait to leave on a link; more is a full queue [64 MiB] */
     uint64_t queue_bytes;
     uint32_t fault_zap_ms; /* fault injection: the ZAP handler ends by itself after this time [never] */
+    /* Where same-host endpoints are looked for, see cw_net_listen_local; borrowed as long as the net lives
+     * [nowhere] */
+    const char *local_dir;
 } cw_net_config;
 
 /* NO_MEMORY, LIMIT (descriptors), INVALID. */
@@ -53,14 +56,42 @@ void cw_net_free(cw_net **n);
 CW_MUST_USE cw_status cw_net_listen(cw_net *n, cw_port port, const char *address, char bound[CW_ADDRESS_MAX],
                                     cw_err *err);
 
+/*
+ * Before cw_net_run: the same port once more for processes of this user on this machine, as a socket file in
+ * `dir` that is named after our key. Whoever opens a link to our key with that directory as its local_dir
+ * takes this way, whatever address it was told, and falls back to the address when it fails; machines notice
+ * nothing. Nothing is encrypted there; both ends prove their keys all the same (docs/WIRE.md). IO when it
+ * cannot be made.
+ */
+CW_MUST_USE cw_status cw_net_listen_local(cw_net *n, cw_port port, const char *dir, cw_err *err);
+/* The directory that processes of this user share on this machine, made where it is not there:
+ * $XDG_RUNTIME_DIR/causeway, else /tmp/causeway-UID/run. Heap. AUTH when it is not ours or open to others. */
+CW_MUST_USE cw_status cw_net_local_dir(char **out, cw_err *err);
+
 /* Runs until cw_net_stop (CW_OK) or until it must not go on: the ZAP handler ended, memory is out, libzmq
  * failed. Then the process should end with the sentence in err. */
 CW_MUST_USE cw_status cw_net_run(cw_net *n, cw_err *err);
 
 /* Any thread, and signal handlers. */
 void cw_net_stop(cw_net *n);
-/* Any thread: on_wake will be called soon (several wakes may become one). */
+/* Any thread: on_wake will be called soon (several wakes may become one); while a guest may come again, with
+ * its next round or when the net's thread has found that it stays away. */
 void cw_net_wake(cw_net *n);
+
+/*
+ * Another thread may do the work of cw_net_run for a while, as a guest: its messages leave without waking
+ * anybody, and the answers wake the thread that waits for them. Between enter and leave it is the only one
+ * that touches sockets, and callbacks run in it. After leave the thread of cw_net_run stays aside for some
+ * milliseconds, because a guest that came once comes again; cw_net_resume ends that at once. One guest.
+ */
+void cw_net_enter(cw_net *n);
+/* As cw_net_wake, but on_wake runs now. */
+void cw_net_poke(cw_net *n);
+/* Waits for traffic or wait_us, and handles it. false: the net is ending, leave it. */
+CW_MUST_USE bool cw_net_round(cw_net *n, int64_t wait_us);
+void cw_net_leave(cw_net *n);
+/* Outside of enter and leave. */
+void cw_net_resume(cw_net *n);
 
 /* Any thread. A revoked key is refused by ZAP from now on and its links are cut. `cw_net_unrevoke` takes it
  * back. */

@@ -1,5 +1,6 @@
 #include "edge_rig.h"
 
+#include "cw/block.h"
 #include "cw/bytes.h"
 
 static void event(void *m, cw_event *ev, cw_outbox *out)
@@ -276,7 +277,7 @@ void er_reply(edge_rig *x, int w, cw_action *call)
         }
         mem[1][i] = (uint8_t)e.expert;
     }
-    if (!f16) cw_free(mem[1]);
+    if (!f16) cw_block_give(mem[1]);
     if (x->lies[w]) mem[0][0] ^= 1;
     if (x->lies[w] > 0) x->lies[w]--;
     Cw__Pb__Reply r = CW__PB__REPLY__INIT;
@@ -297,7 +298,7 @@ void er_fail(edge_rig *x, int w, uint64_t id, Cw__Pb__FailCode code, uint32_t la
     ENV(env, CALL_FAIL, call_fail, &m);
     cw_frame f = cw_frame_copy(epoch, n);
     rig_message(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w], &env, &f, epoch ? 1 : 0);
-    if (!epoch) cw_free(f.owner);
+    if (!epoch) cw_block_give(f.owner);
     er_acts(x);
 }
 

@@ -202,6 +202,8 @@ void party_start(party *p)
         if (cw_net_listen(p->net, p->port, p->address, bound, &err) != CW_OK) fail_msg("%s", err.text);
         snprintf(p->address, sizeof p->address, "%s", bound);
     }
+    if (p->local_dir && cw_net_listen_local(p->net, p->port, p->local_dir, &err) != CW_OK)
+        fail_msg("%s", err.text);
     assert_int_equal(pthread_create(&p->thread, NULL, party_main, p), 0);
     p->running = true;
 }
@@ -321,6 +323,24 @@ void party_ping(party *p, cw_link link, uint64_t t)
 {
     order o = {.link = link, .value = t};
     party_do(p, do_ping, &o);
+}
+
+bool party_guest_ping(party *p, cw_link link, uint64_t t)
+{
+    order o = {.link = link, .value = t};
+    int64_t end = cw_now_us() + (int64_t)TEST_WAIT_MS * 1000;
+    cw_net_enter(p->net);
+    uint64_t seen = p->n_pongs; /* callbacks run in this thread now */
+    pthread_mutex_lock(&p->lock);
+    p->todo = do_ping;
+    p->todo_arg = &o;
+    pthread_mutex_unlock(&p->lock);
+    cw_net_poke(p->net);
+    bool ok = p->todo == NULL;
+    while (ok && p->n_pongs == seen && cw_now_us() < end) ok = cw_net_round(p->net, 1000);
+    ok = ok && p->n_pongs > seen;
+    cw_net_leave(p->net);
+    return ok;
 }
 
 void party_check_echo(party *p, cw_link link, uint64_t t)

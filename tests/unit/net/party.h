@@ -28,6 +28,7 @@ typedef struct party {
     bool says_bye;                /* when it is stopped */
     char address[CW_ADDRESS_MAX]; /* not empty: listens; holds the real address after the start */
     cw_port port;
+    const char *local_dir; /* not NULL: listens there too */
 
     cw_keys *keys;
     cw_net *net;
@@ -65,6 +66,9 @@ cw_link party_connect(party *p, const char *address, const cw_key *key);
 /* connect, and wait for the Welcome. */
 cw_link party_join(party *p, const party *server);
 void party_ping(party *p, cw_link link, uint64_t t);
+/* A ping, sent and waited for by the calling thread as a guest of the party's net; false: no answer in time.
+ */
+bool party_guest_ping(party *p, cw_link link, uint64_t t);
 /* A ping that must be answered. */
 void party_check_echo(party *p, cw_link link, uint64_t t);
 void party_call(party *p, cw_link link, uint64_t id, size_t bytes);

@@ -17,6 +17,7 @@ typedef struct {
     const cw_kernels *kernels;
     const char *metrics;   /* loopback address of the metrics port, or NULL */
     uint32_t drain_ms;     /* SIGTERM: how long to wait until the experts here have other homes */
+    bool no_ipc;           /* no endpoint for edges of this user on this machine */
     uint32_t fault_zap_ms; /* fault injection: the process loses its ZAP handler after that time; 0: never */
 } cw_worker_options;
 

@@ -27,6 +27,14 @@ void cw_keys_free(cw_keys **k);
 const cw_key *cw_keys_public(const cw_keys *k);  /* as long as k */
 const uint8_t *cw_keys_secret(const cw_keys *k); /* 32 bytes, as long as k; for libzmq only */
 
+/* What only the holders of the two pairs can compute (X25519, then keyed BLAKE2b-256): proof of a key to its peer. `context`
+ * as for cw_sign. false: `other` is no key. */
+enum { CW_MAC_BYTES = 32 };
+CW_MUST_USE bool cw_keys_mac(const cw_keys *self, const cw_key *other, const char *context, const void *body, size_t n,
+                             uint8_t mac[CW_MAC_BYTES]);
+/* Whether two are the same, in a time that does not tell where they differ. */
+CW_MUST_USE bool cw_mac_equal(const uint8_t a[CW_MAC_BYTES], const uint8_t b[CW_MAC_BYTES]);
+
 /* An Ed25519 pair: what the coordinator signs tickets and epochs with. */
 typedef struct cw_signer cw_signer;
 CW_MUST_USE cw_status cw_signer_new(cw_signer **out, cw_err *err);

@@ -18,6 +18,9 @@ typedef struct {
 
 typedef struct {
     double p50_us, p99_us, min_us, max_us;
+    /* Filled in by who knows the workers; -1: not all of them are on this machine. */
+    double workers_cpu_us; /* of their processes, for one call */
+    double service_us;     /* what they took to compute, by their own clocks: not the wire's */
     double own_cpu_us; /* of this process, for one call; -1 with busy threads, which cannot be told apart */
 } cw_bench_wire_result;
 

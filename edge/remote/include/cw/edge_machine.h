@@ -193,6 +193,7 @@ typedef struct {
     uint32_t rtt_us, service_us;               /* smoothed; 0: not measured yet */
     uint32_t hedge_us;                         /* when a small call would be hedged now */
     uint64_t bytes_per_s;                      /* what its link carries; 0: not measured */
+    uint64_t service_sum_us;                   /* of all answered calls */
     char why[160];                             /* not up: the last reason */
 } cw_edge_worker_facts;
 /* The i-th worker of the epoch or of the past with answered calls; false beyond the last. */

@@ -25,6 +25,7 @@ typedef struct {
     const cw_model_config *config;
     const cw_expert_shape *shapes; /* [config->n_layers], copied */
     const cw_kernels *kernels;     /* for the fingerprint; NULL: the best */
+    bool no_ipc;                   /* workers on this machine by their addresses too, see cw_net_listen_local */
     int max_rows;                  /* of one call of the engine */
     int max_tickets;               /* submits before the first collect, 0: 4 */
     int wait_ms;                   /* how long opening waits for a home of every expert, 0: 30 000 */
@@ -92,6 +93,7 @@ typedef struct {
     bool up;
     uint64_t calls, rows, bytes_out, bytes_in; /* out: from here to the worker */
     uint32_t rtt_us, service_us;
+    uint64_t service_sum_us; /* all of it: what the worker took for its answers, waiting not counted */
 } cw_mainland_worker;
 /* Up to max workers into list; the number there are. */
 size_t cw_mainland_workers(cw_mainland *m, cw_mainland_worker *list, size_t max);

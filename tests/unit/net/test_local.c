@@ -1,0 +1,251 @@
+/* The same-host endpoint: it is taken where it can be trusted, left for the address where not, and shows
+ * whose keys are whose; and a guest that drives the net in place of its thread. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <zmq.h>
+#include <cmocka.h>
+
+#include "party.h"
+
+static party server, client;
+static char dir[64];
+static const char nowhere[] = "tcp://127.0.0.1:1";
+
+static int setup(void **state)
+{
+    (void)state;
+    party_init(&server, CW_SIDE_WORKER);
+    party_init(&client, CW_SIDE_EDGE);
+    snprintf(server.address, sizeof server.address, "tcp://127.0.0.1:0");
+    snprintf(dir, sizeof dir, "/tmp/causeway-local.XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    server.local_dir = client.cfg.local_dir = dir;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    char command[96];
+    party_free(&client);
+    party_free(&server);
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    return system(command) == 0 ? 0 : -1;
+}
+
+static void start_both(void)
+{
+    party_start(&server);
+    party_start(&client);
+}
+
+static void path_of(const party *p, char out[108])
+{
+    char hex[CW_KEY_HEX];
+    cw_key_hex(cw_keys_public(p->keys), hex);
+    snprintf(out, 108, "%s/%.32s", dir, hex);
+}
+
+/* How the link came that the server heard a hello through. */
+static party_event came_by(void)
+{
+    return party_wait(&server, NULL, CW_EV_LINK_UP, 0, 0);
+}
+
+static void messages_pass_under_the_proven_key(void **state)
+{
+    (void)state;
+    start_both();
+    /* The address would lead nowhere. */
+    cw_link link = party_connect(&client, nowhere, cw_keys_public(server.keys));
+    party_wait(&client, NULL, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME);
+    party_event up = came_by(),
+                hello = party_wait(&server, NULL, CW_EV_MESSAGE, 0, CW__PB__ENVELOPE__BODY_HELLO);
+    assert_string_equal(up.text, "this host");
+    assert_true(cw_key_equal(&up.key, cw_keys_public(client.keys)));
+    assert_true(cw_key_equal(&hello.key, cw_keys_public(client.keys)));
+    size_t from = 0;
+    for (uint64_t id = 1; id <= 20; id++) {
+        size_t bytes = (size_t)(id * id) << 10;
+        party_call(&client, link, id, bytes);
+        party_event e = party_wait(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_REPLY);
+        assert_int_equal(e.value, id);
+        assert_int_equal(e.bytes, bytes);
+    }
+    party_stop(&client);
+    party_wait(&server, NULL, CW_EV_LINK_DOWN, up.link, 0);
+    party_stop(&server);
+    assert_int_equal(server.result, CW_OK);
+}
+
+static void check_by_address(void)
+{
+    cw_link link = party_join(&client, &server);
+    party_check_echo(&client, link, 7);
+    assert_string_equal(came_by().text, "127.0.0.1");
+}
+
+static void a_file_that_nobody_serves_is_left_for_the_address(void **state)
+{
+    (void)state;
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    server.local_dir = NULL;
+    start_both();
+    path_of(&server, a.sun_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    check_by_address();
+    close(fd);
+}
+
+static void a_listener_that_never_answers_is_left_for_the_address(void **state)
+{
+    (void)state;
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    server.local_dir = NULL;
+    start_both();
+    path_of(&server, a.sun_path);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(listen(fd, 4), 0);
+    check_by_address();
+    close(fd);
+}
+
+static void another_key_behind_the_file_is_left_for_the_address(void **state)
+{
+    (void)state;
+    party other;
+    char is[108], should_be[108];
+    server.local_dir = NULL;
+    party_init(&other, CW_SIDE_WORKER);
+    other.local_dir = dir;
+    start_both();
+    party_start(&other);
+    path_of(&other, is);
+    path_of(&server, should_be);
+    assert_int_equal(rename(is, should_be), 0);
+    check_by_address();
+    assert_int_equal(other.n_events, 0); /* its machine has heard nothing of it */
+    party_free(&other);
+}
+
+static void a_directory_that_is_open_to_others_is_not_used(void **state)
+{
+    (void)state;
+    start_both();
+    assert_int_equal(chmod(dir, 0755), 0);
+    check_by_address();
+}
+
+static void a_revoked_key_does_not_come_in_there_either(void **state)
+{
+    (void)state;
+    cw_err err = {0};
+    start_both();
+    assert_int_equal(cw_net_revoke(server.net, cw_keys_public(client.keys), &err), CW_OK);
+    cw_link link = party_connect(&client, server.address, cw_keys_public(server.keys));
+    party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
+    assert_int_equal(server.n_events, 0);
+}
+
+static void a_link_whose_key_is_revoked_is_cut_there_too(void **state)
+{
+    (void)state;
+    cw_err err = {0};
+    start_both();
+    cw_link link = party_connect(&client, nowhere, cw_keys_public(server.keys));
+    party_wait(&client, NULL, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME);
+    assert_int_equal(cw_net_revoke(server.net, cw_keys_public(client.keys), &err), CW_OK);
+    party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
+}
+
+/* A client of libzmq's own, without our manners. */
+static void *raw_dealer(void *zmq)
+{
+    char path[108], endpoint[128];
+    int linger = 0, patience = TEST_WAIT_MS;
+    void *s = zmq_socket(zmq, ZMQ_DEALER);
+    path_of(&server, path);
+    snprintf(endpoint, sizeof endpoint, "ipc://%s", path);
+    zmq_setsockopt(s, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_setsockopt(s, ZMQ_RCVTIMEO, &patience, sizeof patience);
+    assert_int_equal(zmq_connect(s, endpoint), 0);
+    return s;
+}
+
+static void an_honest_peer_comes_in(void)
+{
+    cw_link link = party_connect(&client, nowhere, cw_keys_public(server.keys));
+    party_wait(&client, NULL, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME);
+}
+
+static void who_does_not_prove_a_key_never_reaches_the_machine(void **state)
+{
+    (void)state;
+    start_both();
+    void *zmq = zmq_ctx_new(), *hello = raw_dealer(zmq), *liar = raw_dealer(zmq);
+    uint8_t packed[256], answer[256], first[10 + 64] = "cw-local-1";
+    size_t n = pack_hello(packed, sizeof packed, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, 4);
+    /* Straight in with a hello. */
+    assert_true(zmq_send(hello, packed, n, 0) >= 0);
+    /* The key of somebody else, and a proof that is none; then a hello as if it had been one. */
+    memcpy(first + 10, cw_keys_public(client.keys)->b, CW_KEY_BYTES);
+    assert_true(zmq_send(liar, first, sizeof first, 0) >= 0);
+    assert_int_equal(zmq_recv(liar, answer, sizeof answer, 0), 64);
+    assert_true(zmq_send(liar, answer, 32, 0) >= 0);
+    assert_true(zmq_send(liar, packed, n, 0) >= 0);
+    an_honest_peer_comes_in(); /* so the others have been dealt with, or wait behind it for nothing */
+    size_t up = 0;
+    for (size_t i = 0; i < server.n_events; i++) up += server.events[i].kind == CW_EV_LINK_UP;
+    assert_int_equal(up, 1);
+    zmq_close(hello);
+    zmq_close(liar);
+    zmq_ctx_term(zmq);
+}
+
+/* --- guests --- */
+
+static void a_guest_sends_and_waits_in_its_own_thread(void **state)
+{
+    (void)state;
+    start_both();
+    cw_link link = party_join(&client, &server);
+    for (uint64_t t = 1; t <= 400; t++) {
+        assert_true(party_guest_ping(&client, link, t));
+        if (t % 50 == 0) cw_net_resume(client.net);
+    }
+    /* The net's thread goes on by itself when the guest stays away. */
+    party_check_echo(&client, link, 1000);
+    cw_net_enter(client.net);
+    cw_net_leave(client.net);
+    party_stop(&client);
+    assert_int_equal(client.result, CW_OK);
+    cw_net_enter(client.net);
+    assert_false(cw_net_round(client.net, 1000)); /* it has ended */
+    cw_net_leave(client.net);
+}
+
+int main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        T(messages_pass_under_the_proven_key),
+        T(a_file_that_nobody_serves_is_left_for_the_address),
+        T(a_listener_that_never_answers_is_left_for_the_address),
+        T(another_key_behind_the_file_is_left_for_the_address),
+        T(a_directory_that_is_open_to_others_is_not_used),
+        T(a_revoked_key_does_not_come_in_there_either),
+        T(a_link_whose_key_is_revoked_is_cut_there_too),
+        T(who_does_not_prove_a_key_never_reaches_the_machine),
+        T(a_guest_sends_and_waits_in_its_own_thread),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
