@@ -6,7 +6,7 @@
 #include "cluster_internal.h"
 #include "cw/mem.h"
 
-static const int64_t start_bound = 8 * SIM_S, faults_time = 20 * SIM_S, recovery_bound = 35 * SIM_S,
+static const int64_t start_bound = 12 * SIM_S, faults_time = 20 * SIM_S, recovery_bound = 35 * SIM_S,
                      moves_bound = 60 * SIM_S, drain_bound = 12 * SIM_S;
 
 cw_key key_of(int kind, int index)
@@ -15,51 +15,6 @@ cw_key key_of(int kind, int index)
     k.b[0] = (uint8_t)kind;
     k.b[1] = (uint8_t)(index + 1);
     return k;
-}
-
-/* ---- what surrounds a node here ---- */
-
-static int64_t host_ops_now(host *h)
-{
-    return sim_now(((sim_host *)h)->s);
-}
-
-static int64_t host_ops_wall(host *h)
-{
-    return sim_wall(((sim_host *)h)->s, ((sim_host *)h)->proc);
-}
-
-static uint64_t host_ops_random(host *h)
-{
-    return sim_random(((sim_host *)h)->s);
-}
-
-static void host_ops_after(host *h, int64_t delay_us, void (*fn)(void *ctx, void *arg, cw_outbox *out),
-                           void *arg)
-{
-    sim_after(((sim_host *)h)->s, ((sim_host *)h)->proc, delay_us, fn, arg);
-}
-
-static void host_ops_die(host *h)
-{
-    sim_die_now(((sim_host *)h)->s, ((sim_host *)h)->proc);
-}
-
-static void host_ops_say(host *h, const char *text)
-{
-    sim_trace(((sim_host *)h)->s, "%s", text);
-}
-
-static void host_ops_fail(host *h, const char *text)
-{
-    sim_fail(((sim_host *)h)->s, "%s", text);
-}
-
-static sim_host new_host(cluster *cl, const sim_proc *p)
-{
-    static const host_ops ops = {host_ops_now, host_ops_wall, host_ops_random, host_ops_after,
-                                 host_ops_die, host_ops_say,  host_ops_fail};
-    return (sim_host){.base = {.ops = &ops}, .s = cl->s, .proc = sim_add(cl->s, p)};
 }
 
 /* ---- lives and deaths ---- */
@@ -103,6 +58,8 @@ void edge_start(sim_edge *e)
     node_edge_start(&e->n);
     sim_start(e->cl->s, e->h.proc, &e->n, NULL, 0);
     e->asking = 0;
+    e->calls = e->first = e->hedges = 0;
+    e->allowed = 4;
     edge_keep_asking(e);
 }
 
@@ -165,12 +122,13 @@ static void add_worker(cluster *cl, int i, bool big)
     sim_proc p = {
         .side = CW_SIDE_WORKER, .key = key_of(2, i), .event = node_worker_event, .after = node_worker_after};
     snprintf(p.name, sizeof p.name, "worker%d", i);
-    *w = (sim_worker){.cl = cl, .h = new_host(cl, &p), .restart_us = SIM_S};
+    *w = (sim_worker){.cl = cl, .h = sim_host_new(cl->s, &p), .restart_us = SIM_S};
     w->n = (node_worker){.h = &w->h.base,
                          .place = &cl->place,
                          .index = i,
                          .memory = memory_for(cl, big),
                          .load_fails_percent = 1,
+                         .load_us = cl->slow_loads ? 3000000 : 20000,
                          .drain_ms = sim_below(cl->s, 3) * 2000,
                          .slow_factor = 1};
 }
@@ -182,7 +140,7 @@ static void add_edge(cluster *cl, int i)
         .side = CW_SIDE_EDGE, .key = key_of(3, i), .event = node_edge_event, .after = node_edge_after};
     snprintf(p.name, sizeof p.name, "edge%d", i);
     e->cl = cl;
-    e->h = new_host(cl, &p);
+    e->h = sim_host_new(cl->s, &p);
     e->n.h = &e->h.base;
     e->n.owner = e;
     e->n.place = &cl->place;
@@ -190,6 +148,13 @@ static void add_edge(cluster *cl, int i)
     e->n.homeless_us = e->n.deadline_us = 300 * SIM_S;
     e->n.double_every = sim_chance(cl->s, 50) ? 0 : 4 + sim_below(cl->s, 100);
     e->n.on_end = watch_request_end;
+}
+
+/* More moves end within a run. */
+static void short_grace(cw_coordinator_config *cfg)
+{
+    cfg->times.drop_grace_ms = 500;
+    cfg->times.replace_ms = 8000;
 }
 
 static void choose_size(cluster *cl)
@@ -218,21 +183,23 @@ static void setup(cluster *cl, uint64_t seed, int trace)
     memset(cl->place.token[1], 0x22, CW_TOKEN_BYTES);
     cl->submitting = true;
     cl->co.cl = cl;
-    cl->co.h = new_host(cl, &(sim_proc){.name = "coordinator",
-                                        .side = CW_SIDE_COORDINATOR,
-                                        .key = key_of(1, 0),
-                                        .event = node_coordinator_event,
-                                        .after = node_coordinator_after});
+    cl->co.h = sim_host_new(cl->s, &(sim_proc){.name = "coordinator",
+                                               .side = CW_SIDE_COORDINATOR,
+                                               .key = key_of(1, 0),
+                                               .event = node_coordinator_event,
+                                               .after = node_coordinator_after});
     cl->co.n.h = &cl->co.h.base;
     cl->co.n.owner = cl;
     cl->co.n.place = &cl->place;
     cl->co.n.seed = sim_random(s);
     if (sim_chance(s, 30)) cl->co.n.ticket_ms = 10000;
+    if (sim_chance(s, 50)) cl->co.n.configure = short_grace;
     cl->co.n.on_epoch = watch_epoch_saved;
     cl->co.n.on_fenced = watch_fenced;
     cl->w = calloc((size_t)(cl->n_workers + SPARE_WORKERS), sizeof *cl->w);
     cl->e = calloc((size_t)cl->n_edges, sizeof *cl->e);
     CW_ASSERT(cl->w && cl->e);
+    cl->slow_loads = sim_chance(s, 30);
     bool big = cl->n_workers == 1 || sim_chance(s, 50);
     for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) add_worker(cl, i, big);
     for (int i = 0; i < cl->n_edges; i++) add_edge(cl, i);

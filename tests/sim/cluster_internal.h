@@ -2,14 +2,9 @@
 #pragma once
 #include "cluster.h"
 #include "nodes.h"
+#include "sim_host.h"
 
 enum { MAX_WORKERS = 12, MAX_EDGES = 16, SPARE_WORKERS = 2 };
-
-typedef struct {
-    host base;
-    sim *s;
-    int proc;
-} sim_host;
 
 typedef struct cluster cluster;
 
@@ -43,7 +38,8 @@ typedef struct {
     cw_key key;
     uint32_t asking; /* requests that are open or will be */
     int64_t burst_until;
-    uint64_t term, number, hedges;
+    uint64_t term, number, hedges, calls, first; /* first: messages that were no repetition */
+    double allowed;                              /* hedges, now */
 } sim_edge;
 
 typedef struct {
@@ -79,7 +75,7 @@ struct cluster {
     sim_edge *e;
     int n_workers, n_edges;
     sim_thief thief;
-    bool has_thief;
+    bool has_thief, slow_loads;
     bool submitting, counting_down; /* counting down: the last fault has begun */
     int64_t faults_end;
     sim_worker *liar;

@@ -70,7 +70,7 @@ static void finish_end(sim *s, conn_end *e)
         s->watch.ends(s->watch.ctx, e->proc, e->of->end[e == &e->of->end[0]].proc, e->of->id);
 }
 
-void net_unref(sim *s, conn *c)
+void wire_unref(sim *s, conn *c)
 {
     if (!c || --c->refs || !c->dead) return;
     for (int i = 0; i < 2; i++)
@@ -97,7 +97,7 @@ static int who_listens(sim *s, const char *address, cw_port *port)
     return -1;
 }
 
-void net_open(sim *s, int proc, const cw_action *a)
+void wire_open(sim *s, int proc, const cw_action *a)
 {
     int unused;
     CW_ASSERT(!find(s, proc, a->link, &unused)); /* a link id is never used twice */
@@ -132,7 +132,7 @@ void net_open(sim *s, int proc, const cw_action *a)
     sim_push(s, (item){.at = at, .kind = T_LINK_UP, .c = c, .dir = 0});
 }
 
-void net_link_up(sim *s, conn *c, int end)
+void wire_link_up(sim *s, conn *c, int end)
 {
     conn_end *e = &c->end[end], *o = &c->end[1 - end];
     if (e->down || c->dead || e->told_up) return;
@@ -142,7 +142,7 @@ void net_link_up(sim *s, conn *c, int end)
     sim_give(s, e->proc, &ev);
 }
 
-void net_link_down(sim *s, conn *c, int end, const char *text)
+void wire_link_down(sim *s, conn *c, int end, const char *text)
 {
     conn_end *e = &c->end[end];
     if (e->down) return;
@@ -177,7 +177,7 @@ static cw_msg *through_the_wire(sim *s, const conn_end *to, cw_msg *msg)
     return out;
 }
 
-void net_send(sim *s, int proc, cw_link link, cw_msg *msg)
+void wire_send(sim *s, int proc, cw_link link, cw_msg *msg)
 {
     int end;
     conn *c = find(s, proc, link, &end);
@@ -194,7 +194,7 @@ void net_send(sim *s, int proc, cw_link link, cw_msg *msg)
                      ? from->narrow
                      : SIM_QUEUE_MESSAGES)) { /* the peer does not read: the shell gives the link up */
         cw_msg_free(&msg);
-        net_cut(s, c, false, "send queue full");
+        wire_cut(s, c, false, "send queue full");
         return;
     }
     int64_t at = s->now + latency(s, proc);
@@ -226,7 +226,7 @@ static cw_msg *take(pipe_state *p)
 }
 
 /* One message of this direction arrives: the oldest, whichever was meant when the time was set. */
-void net_deliver(sim *s, conn *c, int dir)
+void wire_deliver(sim *s, conn *c, int dir)
 {
     conn_end *to = &c->end[1 - dir], *from = &c->end[dir];
     pipe_state *p = &c->pipe[dir];
@@ -257,7 +257,7 @@ void net_deliver(sim *s, conn *c, int dir)
                    .msg = m};
     if (!to->told_up) {
         uint32_t gen = to->gen;
-        net_link_up(s, c, 1 - dir);
+        wire_link_up(s, c, 1 - dir);
         sim_push(s, (item){.at = s->now + SIM_CONNECT_US, .kind = T_DEADLINE, .c = c});
         if (!s->procs[to->proc].up || s->procs[to->proc].gen != gen || to->down) {
             cw_msg_free(&ev.msg);
@@ -268,7 +268,7 @@ void net_deliver(sim *s, conn *c, int dir)
     sim_give(s, to->proc, &ev);
 }
 
-void net_admit(sim *s, int proc, cw_link link)
+void wire_admit(sim *s, int proc, cw_link link)
 {
     int end;
     conn *c = find(s, proc, link, &end);
@@ -279,7 +279,7 @@ void net_admit(sim *s, int proc, cw_link link)
  * -------------------------------------------------------------------------------- */
 
 /* This end is done at once; the peer still gets what was sent before, then hears of it. */
-void net_close(sim *s, int proc, cw_link link)
+void wire_close(sim *s, int proc, cw_link link)
 {
     int end;
     conn *c = find(s, proc, link, &end);
@@ -297,7 +297,7 @@ void net_close(sim *s, int proc, cw_link link)
     sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = 1 - end, .text = "closed by the peer"});
 }
 
-void net_blame(sim *s, int proc, cw_link link, const char *why)
+void wire_blame(sim *s, int proc, cw_link link, const char *why)
 {
     int end;
     conn *c = find(s, proc, link, &end);
@@ -306,20 +306,20 @@ void net_blame(sim *s, int proc, cw_link link, const char *why)
     if (peer < 0 || !s->procs[peer].def.hostile)
         sim_fail(s, "%s blames an honest peer: %s", s->procs[proc].def.name, why);
     finish_end(s, &c->end[end]);
-    net_cut(s, c, true, "blamed");
+    wire_cut(s, c, true, "blamed");
 }
 
 /* Any suffix in flight is lost, in each direction its own; the ends learn of it at different times. */
-void net_cut(sim *s, conn *c, bool at_once, const char *text)
+void wire_cut(sim *s, conn *c, bool at_once, const char *text)
 {
     if (c->dead) return;
     c->dead = true;
     for (int end = 0; end < 2; end++) {
         pipe_state *p = &c->pipe[1 - end]; /* what travels to this end */
-        drop_from(s, p, p->n ? sim_below(s, p->n + 1) : 0);
+        if (!s->calm) drop_from(s, p, p->n ? sim_below(s, p->n + 1) : 0);
         int64_t at = s->now + (at_once ? 0 : latency(s, c->end[end].proc));
         if (p->head && p->last_us > at) at = p->last_us;
-        if (!at_once && sim_chance(s, 20))
+        if (!at_once && !s->calm && sim_chance(s, 20))
             at += (int64_t)sim_below(s, SIM_HEARTBEATS_US); /* no reset came: heartbeats must notice */
         sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = end, .text = text});
     }
@@ -336,15 +336,15 @@ void sim_cut(sim *s, int a, int b)
 {
     sim_trace(s, "cut between %s and %s", s->procs[a].def.name, s->procs[b].def.name);
     for (conn *c = s->conns; c; c = c->next)
-        if (joins(c, a, b)) net_cut(s, c, false, "connection reset");
+        if (joins(c, a, b)) wire_cut(s, c, false, "connection reset");
 }
 
-void net_kill(sim *s, int proc)
+void wire_kill(sim *s, int proc)
 {
     for (conn *c = s->conns; c; c = c->next) {
         int end = c->end[0].proc == proc ? 0 : c->end[1].proc == proc ? 1 : -1;
         if (end < 0 || c->end[end].gen != s->procs[proc].gen) continue;
-        if (c->end[1].proc >= 0) net_cut(s, c, false, "the peer's process ended");
+        if (c->end[1].proc >= 0) wire_cut(s, c, false, "the peer's process ended");
         finish_end(s, &c->end[end]);
         drop_from(s, &c->pipe[1 - end], 0);
         c->dead = true;
@@ -353,7 +353,7 @@ void net_kill(sim *s, int proc)
 
 /* Heartbeats from one process have not come for too long: the other gives up, and the first hears of that
  * when it can. `to` -1: everybody's. */
-void net_heartbeats_lost(sim *s, int from, int to)
+void wire_heartbeats_lost(sim *s, int from, int to)
 {
     for (conn *c = s->conns; c; c = c->next) {
         if (!joins(c, from, to)) continue;
@@ -375,7 +375,7 @@ void net_heartbeats_lost(sim *s, int from, int to)
 }
 
 /* An incoming link that is neither let in nor closed in time is cut. */
-void net_deadline(sim *s, conn *c)
+void wire_deadline(sim *s, conn *c)
 {
     const conn_end *e = &c->end[1];
     if (c->dead || e->down || e->gate.state == CW_GATE_ADMITTED || e->gate.state == CW_GATE_ENDED) return;
@@ -387,7 +387,7 @@ void net_deadline(sim *s, conn *c)
     sim_fail(s, "%s left a link undecided for 2 s", s->procs[e->proc].def.name);
 }
 
-void net_free(sim *s)
+void wire_free(sim *s)
 {
     while (s->conns) {
         conn *c = s->conns;

@@ -166,6 +166,7 @@ bool node_coordinator_start(node_coordinator *c)
     cfg.arithmetic_id = 1;
     cfg.fingerprint = FINGERPRINT;
     cfg.seed = c->seed;
+    if (c->configure) c->configure(&cfg);
     if (c->ticket_ms) cfg.times.ticket_ms = c->ticket_ms;
     cfg.n_layers = LAYERS;
     cfg.n_experts = EXPERTS;

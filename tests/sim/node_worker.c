@@ -87,7 +87,7 @@ static void load(node_worker *w, uint32_t layer, uint32_t expert)
         host_fail(w->h, "worker %d loads expert %u of layer %u twice", w->index, expert, layer);
     w->here[layer][expert] = LOADING;
     w->n_here++;
-    w->h->ops->after(w->h, 500 + host_below(w->h, 20000), loaded, pack(layer, expert));
+    w->h->ops->after(w->h, 500 + host_below(w->h, w->load_us), loaded, pack(layer, expert));
 }
 
 static void unload(node_worker *w, uint32_t layer, uint32_t expert)

@@ -74,8 +74,9 @@ typedef struct {
     node_disk disk;
     bool die_before_save, die_after_save; /* once, at the next thing to save */
     bool died;
-    uint32_t ticket_ms; /* 0: the default */
-    uint64_t seed;      /* of audits */
+    void (*configure)(cw_coordinator_config *cfg); /* other times than the defaults; NULL: none */
+    uint32_t ticket_ms;                            /* 0: the default */
+    uint64_t seed;                                 /* of audits */
     struct {
         cw_coordinator_audit a;
         bool used;
@@ -108,9 +109,9 @@ typedef struct {
     uint32_t n_here;
     /* What makes it a bad one; times are host_now's. */
     int64_t disk_lost_until, slow_until, lies_until;
-    uint32_t load_fails_percent, slow_factor, lies_in;
-    uint64_t lies; /* rows given out wrong */
-    bool stopped;  /* by its own will; code and why */
+    uint32_t load_fails_percent, slow_factor, lies_in, load_us; /* load_us: the longest load */
+    uint64_t lies;                                              /* rows given out wrong */
+    bool stopped;                                               /* by its own will; code and why */
     int stop_code;
     char why[CW_TEXT_MAX];
     uint32_t n_revoked;

@@ -85,6 +85,11 @@ void sim_set_latency(sim *s, int64_t least_us, int64_t most_us)
     s->most_latency = most_us;
 }
 
+void sim_set_calm(sim *s)
+{
+    s->calm = true;
+}
+
 int64_t sim_wall(const sim *s, int proc)
 {
     return 1800000000000 + s->now / 1000 + s->procs[proc].wall_offset_ms;
@@ -149,7 +154,7 @@ sim *sim_new(uint64_t seed, bool trace)
 
 void sim_free(sim *s)
 {
-    net_free(s);
+    wire_free(s);
     for (int i = 0; i < s->n_procs; i++) {
         cw_outbox_free(&s->procs[i].out);
         free(s->procs[i].inbox);
@@ -203,9 +208,9 @@ void sim_kill(sim *s, int proc)
     if (!p->up) return;
     sim_trace(s, "%s dies", p->def.name);
     p->up = p->paused = false;
-    for (size_t i = 0; i < p->n_inbox; i++) net_unref(s, p->inbox[i].c);
+    for (size_t i = 0; i < p->n_inbox; i++) wire_unref(s, p->inbox[i].c);
     p->n_inbox = 0;
-    net_kill(s, proc);
+    wire_kill(s, proc);
     cw_outbox_clear(&p->out);
 }
 
@@ -238,14 +243,14 @@ void sim_do_outbox(sim *s, int proc)
     for (size_t i = 0; i < p->out.n && !p->die; i++) {
         cw_action *a = &p->out.items[i];
         switch (a->kind) {
-        case CW_ACT_OPEN: net_open(s, proc, a); break;
+        case CW_ACT_OPEN: wire_open(s, proc, a); break;
         case CW_ACT_SEND:
-            net_send(s, proc, a->link, a->msg);
+            wire_send(s, proc, a->link, a->msg);
             a->msg = NULL;
             break;
-        case CW_ACT_ADMIT: net_admit(s, proc, a->link); break;
-        case CW_ACT_CLOSE: net_close(s, proc, a->link); break;
-        case CW_ACT_BLAME: net_blame(s, proc, a->link, a->text); break;
+        case CW_ACT_ADMIT: wire_admit(s, proc, a->link); break;
+        case CW_ACT_CLOSE: wire_close(s, proc, a->link); break;
+        case CW_ACT_BLAME: wire_blame(s, proc, a->link, a->text); break;
         }
     }
     cw_outbox_clear(&p->out);
@@ -338,7 +343,7 @@ static void resume(sim *s, int proc)
     for (size_t i = 0; i < p->n_inbox; i++) {
         p->inbox[i].at = s->now;
         sim_push(s, p->inbox[i]);
-        net_unref(s, p->inbox[i].c); /* it has a reference of its own now */
+        wire_unref(s, p->inbox[i].c); /* it has a reference of its own now */
     }
     if (!tick_first) sim_push(s, tick);
     p->n_inbox = 0;
@@ -396,9 +401,9 @@ static void happen(sim *s, const item *it)
     }
     switch (it->kind) {
     case T_TICK: tick(s, it); break;
-    case T_DELIVER: net_deliver(s, it->c, it->dir); break;
-    case T_LINK_UP: net_link_up(s, it->c, it->dir); break;
-    case T_LINK_DOWN: net_link_down(s, it->c, it->dir, it->text); break;
+    case T_DELIVER: wire_deliver(s, it->c, it->dir); break;
+    case T_LINK_UP: wire_link_up(s, it->c, it->dir); break;
+    case T_LINK_DOWN: wire_link_down(s, it->c, it->dir, it->text); break;
     case T_AFTER:
         it->fn(s->procs[proc].ctx, it->arg, &s->procs[proc].out);
         finish(s, proc);
@@ -407,9 +412,9 @@ static void happen(sim *s, const item *it)
     case T_RESUME: resume(s, proc); break;
     case T_DEADLINE:
         if (it->c)
-            net_deadline(s, it->c);
+            wire_deadline(s, it->c);
         else
-            net_heartbeats_lost(s, it->proc, it->dir);
+            wire_heartbeats_lost(s, it->proc, it->dir);
         break;
     }
 }
@@ -421,7 +426,7 @@ bool sim_run(sim *s, int64_t until_us, const sim_watcher *w)
         item it = pop(s);
         s->now = it.at;
         happen(s, &it);
-        net_unref(s, it.c);
+        wire_unref(s, it.c);
     }
     if (!s->failure[0]) s->now = until_us;
     return !s->failure[0];

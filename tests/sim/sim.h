@@ -26,6 +26,9 @@ sim *sim_new(uint64_t seed, bool trace);
 void sim_free(sim *s);
 /* Every message takes between these, if nothing is slow; [100 us, 1 ms]. */
 void sim_set_latency(sim *s, int64_t least_us, int64_t most_us);
+/* Cuts and deaths lose nothing that is on its way, and are noticed at once: for scripts, where a run is to be
+ * compared with another world's. */
+void sim_set_calm(sim *s);
 int64_t sim_now(const sim *s);
 int64_t sim_wall(const sim *s, int proc); /* this process's wall clock */
 uint64_t sim_random(sim *s);

@@ -73,7 +73,7 @@ typedef struct {
 
 struct sim {
     uint64_t random, seed;
-    bool trace_on;
+    bool trace_on, calm;
     int64_t now, least_latency, most_latency;
     item *heap;
     size_t n_heap, cap_heap;
@@ -95,18 +95,18 @@ void sim_do_outbox(sim *s, int proc);
 void sim_give(sim *s, int proc, cw_event *ev);
 
 /* network.c */
-void net_open(sim *s, int proc, const cw_action *a);
-void net_send(sim *s, int proc, cw_link link, cw_msg *msg);
-void net_admit(sim *s, int proc, cw_link link);
-void net_close(sim *s, int proc, cw_link link);
-void net_blame(sim *s, int proc, cw_link link, const char *why);
-void net_deliver(sim *s, conn *c, int dir);
-void net_link_up(sim *s, conn *c, int end);
-void net_link_down(sim *s, conn *c, int end, const char *text);
-void net_deadline(sim *s, conn *c);
-void net_cut(sim *s, conn *c, bool at_once, const char *text);
-void net_kill(sim *s, int proc);
-void net_heartbeats_lost(sim *s, int from, int to);
-void net_free(sim *s);
+void wire_open(sim *s, int proc, const cw_action *a);
+void wire_send(sim *s, int proc, cw_link link, cw_msg *msg);
+void wire_admit(sim *s, int proc, cw_link link);
+void wire_close(sim *s, int proc, cw_link link);
+void wire_blame(sim *s, int proc, cw_link link, const char *why);
+void wire_deliver(sim *s, conn *c, int dir);
+void wire_link_up(sim *s, conn *c, int end);
+void wire_link_down(sim *s, conn *c, int end, const char *text);
+void wire_deadline(sim *s, conn *c);
+void wire_cut(sim *s, conn *c, bool at_once, const char *text);
+void wire_kill(sim *s, int proc);
+void wire_heartbeats_lost(sim *s, int from, int to);
+void wire_free(sim *s);
 /* An item that pointed to the connection is done with. */
-void net_unref(sim *s, conn *c);
+void wire_unref(sim *s, conn *c);

@@ -1,7 +1,7 @@
 /*
  * Whole clusters under faults, one a seed:
  *
- *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]    [1-500; sanitizers: 1-60; $CW_SEED: as many
+ *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]    [1-500; sanitizers: 1-100; $CW_SEED: as many
  * others] [1] test_sim --seeds SEED --trace                            that one, every message of it
  *
  * The same seed gives the same run. Of a seed that failed the end of the story is printed.

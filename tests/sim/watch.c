@@ -6,10 +6,6 @@
 #include "cluster_internal.h"
 #include "cw/mem.h"
 
-/* Beyond them an edge is not hedging but doubling its load: WIRE's 5 % of messages, and what it may have
- * saved up; the last hedge may take several messages. */
-enum { HEDGE_PERCENT = 5, HEDGE_BUCKET = 16 };
-
 static sim_worker *worker_at(cluster *cl, int proc)
 {
     for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++)
@@ -245,15 +241,29 @@ static void step_worker(cluster *cl, sim_worker *w)
     see_epoch(cl, "worker", w->n.index, &w->term, &w->number, f.epoch_term, f.epoch_number);
 }
 
+/* One hedge for twenty messages, ten saved up at most, a few to begin with; the last may take a message a
+ * worker. */
+static void watch_hedges(cluster *cl, sim_edge *e, const cw_edge_counts *n)
+{
+    uint64_t first = n->calls - n->resent - n->hedges - n->doubled;
+    if (n->calls < e->calls) e->first = e->hedges = 0, e->allowed = 4; /* a new incarnation */
+    e->allowed += (double)(first - e->first) / 20;
+    if (e->allowed > 10.5) e->allowed = 10.5;
+    e->allowed -= (double)(n->hedges - e->hedges);
+    if (e->allowed < -cl->n_workers - SPARE_WORKERS)
+        sim_fail(cl->s, "edge %d has hedged %llu times for %llu messages", e->n.index,
+                 (unsigned long long)n->hedges, (unsigned long long)n->calls);
+    e->first = first;
+    e->calls = n->calls;
+}
+
 static void step_edge(cluster *cl, sim_edge *e)
 {
     if (!sim_is_up(cl->s, e->h.proc)) return;
     cw_edge_facts f;
     cw_edge_get_facts(e->n.m, &f);
     see_epoch(cl, "edge", e->n.index, &e->term, &e->number, f.epoch_term, f.epoch_number);
-    if (f.n.hedges > HEDGE_BUCKET + f.n.calls * HEDGE_PERCENT / 100)
-        sim_fail(cl->s, "edge %d has hedged %llu of %llu messages", e->n.index,
-                 (unsigned long long)f.n.hedges, (unsigned long long)f.n.calls);
+    watch_hedges(cl, e, &f.n);
     e->hedges = f.n.hedges;
     if (e->n.refused && !e->revoked) sim_fail(cl->s, "edge %d is refused: %s", e->n.index, e->n.why);
 }
@@ -340,7 +350,7 @@ const char *watch_disagreement(const cluster *cl)
     for (int i = 0; i < cl->n_edges && !why; i++)
         if (!cl->e[i].revoked) why = epoch_seen("edge", i, cl->e[i].term, cl->e[i].number, &st);
     const sim_worker *l = cl->liar;
-    if (!why && l && l->n.lies && !l->revoked && !l->gone) {
+    if (!why && l && l->n.lies && !l->revoked && !l->gone && !l->drained) {
         snprintf(text, sizeof text, "worker %d has lied %llu times and is not fenced", l->n.index,
                  (unsigned long long)l->n.lies);
         why = text;
