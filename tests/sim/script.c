@@ -17,7 +17,7 @@
 #include "cw/mem.h"
 
 enum { WHAT_UP = 250, WHAT_DOWN = 251, EPOCH_NEWS = CW__PB__ENVELOPE__BODY_EPOCH_NEWS };
-static const int64_t quiet_us = 700000, patience_us = 40000000, look_us = 20000;
+static const int64_t quiet_us = 600000, patience_us = 40000000, look_us = 20000;
 
 /* ---- members ---- */
 
@@ -32,7 +32,7 @@ static void quick(cw_coordinator_config *cfg)
     t->drop_grace_ms = 200;
     t->audit_ms = 0;
     t->epoch_gap_ms = 50;
-    t->release_ms = 100;
+    t->release_ms = 1500; /* edges have let go of it before it goes */
 }
 
 static int peer_of_key(const member *m, const cw_key *key)
@@ -213,7 +213,7 @@ void script_cast(const script *s, member *members, cw_key keys[MEMBERS], cw_sign
             m->n.w.place = &m->place;
             m->n.w.index = index;
             m->n.w.memory = (uint64_t)MODEL_BYTES * s->memory_percent / 100;
-            m->n.w.drain_ms = 3000;
+            m->n.w.drain_ms = 5000;
             m->n.w.jobs_in_flight = 1;
             m->n.w.slow_factor = 1;
             m->n.w.load_us = 20000;
@@ -391,7 +391,8 @@ static bool play(teller *t, const char *step)
     int cond = begin_step(t, step, &id, &n);
     for (int64_t us = 0; !holds(t, cond, id, n); us += look_us) {
         if (us > patience_us) {
-            snprintf(t->why, sizeof t->why, "\"%s\" did not come true: wanted %u, has %u", step, n, atomic_load(&t->m[id].done));
+            snprintf(t->why, sizeof t->why, "\"%s\" did not come true: wanted %u, has %u", step, n,
+                     atomic_load(&t->m[id].done));
             return false;
         }
         if (!t->ops->pass(t->w, look_us)) return false;
@@ -419,6 +420,16 @@ const char *script_tell(const script *s, const world_ops *ops, world *w, char to
         ops->start(w, i);
     }
     for (const char *const *step = s->steps; *step; step++) {
+        if (strncmp(*step, "start ", 6) ==
+            0) { /* how soon others notice is chance: told with the next step */
+            int id;
+            unsigned n;
+            (void)begin_step(&t, *step, &id, &n);
+            say(&t, "  ");
+            say(&t, *step);
+            say(&t, "\n");
+            continue;
+        }
         bool ok = play(&t, *step);
         tell_step(&t, *step);
         if (ok) continue;

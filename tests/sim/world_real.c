@@ -147,9 +147,13 @@ static void live(world *w, int id)
     cw_net *net = NULL;
     cw_err err;
     char at[CW_ADDRESS_MAX];
-    m->n.w.m = NULL; /* of an earlier process; the machine is the member of all three with the same name */
-    m->n.c.m = id == MEMBER_COORDINATOR ? NULL : m->n.c.m;
-    if (id >= MEMBER_EDGE) m->n.e.m = NULL;
+    /* The machine of an earlier process went with it. */
+    if (id == MEMBER_COORDINATOR)
+        m->n.c.m = NULL;
+    else if (worker)
+        m->n.w.m = NULL;
+    else
+        m->n.e.m = NULL;
     cw_status st = cw_net_new(&cfg, &role, &net, &err);
     if (st == CW_OK && id < MEMBER_EDGE) {
         snprintf(at, sizeof at, "tcp://127.0.0.1:%u", w->port[id]);
@@ -207,18 +211,21 @@ static bool start_proxy(world *w, const char *program)
     return w->proxy > 0;
 }
 
+/* Below the ports that connections are given, so that none of those takes it before we listen. */
 static uint16_t free_port(void)
 {
-    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    struct sockaddr_in a = {.sin_family = AF_INET};
-    socklen_t n = sizeof a;
-    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    CW_ASSERT(fd >= 0);
-    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    CW_ASSERT(bind(fd, (struct sockaddr *)&a, sizeof a) == 0 &&
-              getsockname(fd, (struct sockaddr *)&a, &n) == 0);
-    close(fd);
-    return ntohs(a.sin_port);
+    for (;;) {
+        uint8_t random[2];
+        cw_random(random, sizeof random);
+        uint16_t port = (uint16_t)(12000 + (random[0] << 8 | random[1]) % 7000);
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+        a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        CW_ASSERT(fd >= 0);
+        bool ok = bind(fd, (struct sockaddr *)&a, sizeof a) == 0;
+        close(fd);
+        if (ok) return port;
+    }
 }
 
 static unsigned add_route(world *w, const char *name, uint16_t port)
