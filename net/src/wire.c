@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/mem.h"
 
 /* Raw frames smaller than this are copied: cheaper than an owner that travels with them. */

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "check.h"
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/mem.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "raw frames are little-endian and used in place");

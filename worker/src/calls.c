@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/mem.h"
 #include "worker_internal.h"
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/mem.h"
 #include "edge_internal.h"
 

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/clock.h"
 #include "cw/mem.h"
 #include "mainland_internal.h"

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "cw/bytes.h"
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/mem.h"
 #include "edge_internal.h"
 

@@ -1,6 +1,6 @@
 #include "edge_rig.h"
 
-#include "cw/block.h"
+#include "cw/recycled.h"
 #include "cw/bytes.h"
 
 static void event(void *m, cw_event *ev, cw_outbox *out)

@@ -3,7 +3,7 @@
  * class in front of it. The address sanitizer is told which blocks are free, so that it sees late uses all
  * the same.
  */
-#include "cw/block.h"
+#include "cw/recycled.h"
 
 #include <pthread.h>
 #include <string.h>
