@@ -40,6 +40,11 @@ typedef struct {
     int64_t generate, depth, rounds;
     bool memory, kernels, wire;
     uint64_t memory_size;
+    /* plan */
+    const char *bandwidth, *memories;
+    int64_t rtt, stall, call, n_workers;
+    double accept, stall_share;
+    uint64_t worker_speed;
 } cli_options;
 
 extern const cw_program cli_program;
@@ -50,6 +55,7 @@ int cli_logits(const cli_options *o, const cw_parsed *p);
 int cli_tokenize(const cli_options *o, const cw_parsed *p);
 int cli_inspect(const cli_options *o, const cw_parsed *p);
 int cli_perplexity(const cli_options *o, const cw_parsed *p);
+int cli_plan(const cli_options *o, const cw_parsed *p);
 int cli_bench(const cli_options *o, const cw_parsed *p);
 
 /* "causeway: sentence" on stderr; returns 1, or 2 for wrong usage. */

@@ -60,7 +60,7 @@ static cw_status start_over(chat *c, cw_err *err)
 
 static const char *mode_now(const chat *c)
 {
-    return c->offline || c->away ? "offline" : cli_mode_name(c->setup.mode);
+    return c->offline || c->away ? "offline" : cli_mode_name(cli_setup_mode(&c->setup));
 }
 
 static void print_summary(chat *c)
@@ -72,6 +72,7 @@ static void print_summary(chat *c)
         .workers = c->workers,
         .n_workers = cli_setup_workers(&c->setup, c->workers),
         .counts = cli_setup_counts(&c->setup),
+        .governor = c->setup.governed.on && c->last.n_passes ? &c->setup.governed.g : NULL,
     };
     cli_printer_summary(&c->printer, &sum);
 }
@@ -126,6 +127,7 @@ static void ask(chat *c, const char *text)
         s = CW_FAIL(&err, CW_STATUS_NO_MEMORY, "out of memory");
     if (s == CW_OK) {
         look_for_experts(c);
+        if (c->setup.land) cli_governed_look(&c->setup.governed, c->setup.land);
         cw_talk_prompt p = {.messages = c->messages, .n_messages = c->n, .raw = raw};
         s = cw_talk_answer(c->talk, &p, &c->last, &err);
         size_t len;

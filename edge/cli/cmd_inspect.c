@@ -84,6 +84,23 @@ static void print_text(const char *path, const cw_gguf *g, const cw_model_facts 
     printf("  KV cache      %s a token\n", bytes(f->kv_bytes_per_token));
 }
 
+/* 1: the fallback can draft, 0: another vocabulary, -1: none was named. */
+static cw_status compare_vocabularies(const cli_options *o, const cw_gguf *g, int *out, cw_err *err)
+{
+    *out = -1;
+    if (!o->fallback) return CW_OK;
+    cw_gguf *small = NULL;
+    cw_tok *a = NULL, *b = NULL;
+    cw_status s = cw_tok_new(g, &a, err);
+    if (s == CW_OK) s = cw_gguf_open(o->fallback, &small, err);
+    if (s == CW_OK) s = cw_tok_new(small, &b, err);
+    if (s == CW_OK) *out = cw_tok_same_vocab(a, b);
+    cw_tok_free(&a);
+    cw_tok_free(&b);
+    cw_gguf_close(&small);
+    return s;
+}
+
 static void json_config(cw_json *j, const cw_model_config *c)
 {
     cw_json_kstr(j, "architecture", cw_arch_name(c->arch));
@@ -103,7 +120,7 @@ static void json_config(cw_json *j, const cw_model_config *c)
     cw_json_kbool(j, "groups_inferred", (c->inferred & CW_INFERRED_GROUPS) != 0);
 }
 
-static bool print_json(const cw_model_facts *f)
+static bool print_json(const cw_model_facts *f, int drafts)
 {
     cw_json j;
     cw_json_to_file(&j, stdout);
@@ -115,6 +132,7 @@ static bool print_json(const cw_model_facts *f)
     cw_json_kuint(&j, "expert_bytes", f->expert_bytes);
     cw_json_kuint(&j, "one_expert_bytes", f->one_expert_bytes);
     cw_json_kuint(&j, "kv_bytes_per_token", f->kv_bytes_per_token);
+    if (drafts >= 0) cw_json_kbool(&j, "fallback_can_draft", drafts);
     cw_json_key(&j, "types");
     cw_json_array(&j);
     for (int i = 0; i < f->n_types; i++) {
@@ -143,11 +161,17 @@ int cli_inspect(const cli_options *o, const cw_parsed *p)
     if (s == CW_OK) s = cli_model_path(&with_file, &path, &err);
     if (s == CW_OK) s = cw_gguf_open(path, &g, &err);
     if (s == CW_OK) s = cw_model_describe(g, &mo, &facts, &err);
+    int drafts = -1;
+    if (s == CW_OK) s = compare_vocabularies(o, g, &drafts, &err);
     if (s == CW_OK) {
         if (o->json)
-            (void)print_json(&facts);
+            (void)print_json(&facts, drafts);
         else
             print_text(path, g, &facts);
+        if (!o->json && drafts >= 0)
+            printf("\nfallback        %s: %s\n", o->fallback,
+                   drafts ? "the same vocabulary, so it can also draft (--mode draft)"
+                          : "another vocabulary, so it can stand in but not draft");
         if (fflush(stdout) != 0 || ferror(stdout))
             s = CW_FAIL(&err, CW_STATUS_IO, "standard output could not be written");
     }

@@ -26,12 +26,13 @@ static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, 
     if (st == CW_OK) {
         static cli_worker_line workers[CLI_MAX_WORKERS];
         cli_summary sum = {
-            .mode = cli_mode_name(s->mode),
+            .mode = cli_mode_name(cli_setup_mode(s)),
             .main_model = cw_speaker_name(s->main ? s->main : s->fallback),
             .stats = &stats,
             .workers = workers,
             .n_workers = cli_setup_workers(s, workers),
             .counts = cli_setup_counts(s),
+            .governor = s->governed.on && stats.n_passes ? &s->governed.g : NULL,
         };
         cli_printer_summary(printer, &sum);
     }

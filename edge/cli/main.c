@@ -13,6 +13,7 @@ static const struct {
     {"logits", cli_logits},
     {"tokenize", cli_tokenize},
     {"inspect", cli_inspect},
+    {"plan", cli_plan},
     {"bench", cli_bench},
     {"perplexity", cli_perplexity},
 };

@@ -137,6 +137,37 @@ static const cw_option inspect_rows[] = {
     {0},
 };
 
+static const cw_option fallback_rows[] = {
+    {"fallback", 0, CW_OPT_STRING, AT(fallback), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "small model for offline answers and drafts; for the demo model its student"},
+    {0},
+};
+
+static const cw_option plan_rows[] = {
+    {"rtt", 0, CW_OPT_DURATION, AT(rtt), "TIME", NULL, 0, 60, "0", NULL, "Plan", CW_OPT_NO_ENV,
+     "round trip to the workers, as ping shows it: 20ms"},
+    {"bandwidth", 0, CW_OPT_STRING, AT(bandwidth), "BITS", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "of this machine's link, in bits a second: 100M, 1G; without it no limit"},
+    {"stall-share", 0, CW_OPT_FLOAT, AT(stall_share), "PART", NULL, 0, 1, "0", NULL, NULL, CW_OPT_NO_ENV,
+     "part of all messages that is held up: 0.01"},
+    {"stall", 0, CW_OPT_DURATION, AT(stall), "TIME", NULL, 0, 60, "200ms", NULL, NULL, CW_OPT_NO_ENV,
+     "for how long those are held up"},
+    {"memory", 0, CW_OPT_STRING, AT(memories), "LIST", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "what each worker lends: 64G,64G,32G"},
+    {"workers", 0, CW_OPT_INT, AT(n_workers), "N", NULL, 0, 4096, "0", NULL, NULL, CW_OPT_NO_ENV,
+     "workers that share a layer; 0: as many as --memory names, else 2"},
+    {"worker-speed", 0, CW_OPT_SIZE, AT(worker_speed), "SIZE", NULL, 1 << 20, 1e13, "10G", NULL, NULL,
+     CW_OPT_NO_ENV, "bytes of weights that one worker reads in a second (causeway bench --memory)"},
+    {"call", 0, CW_OPT_DURATION, AT(call), "TIME", NULL, 0, 1, "120us", NULL, NULL, CW_OPT_NO_ENV,
+     "what a layer's call costs both ends beside reading and computing; --join measures it"},
+    {"accept", 0, CW_OPT_FLOAT, AT(accept), "PART", NULL, 0, 1, "0.8", NULL, NULL, CW_OPT_NO_ENV,
+     "part of the fallback's guesses that are right; an answer's summary shows it"},
+    {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV, "one JSON object"},
+    {"quiet", 'q', CW_OPT_FLAG, AT(quiet), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "no progress on stderr"},
+    {0},
+};
+
 static const cw_option bench_rows[] = {
     {"prompts", 'p', CW_OPT_STRING, AT(prompts), "LIST", NULL, 0, 0, "128,512", NULL, "Bench", CW_OPT_NO_ENV,
      "prompts of these many tokens; 0: none"},
@@ -227,11 +258,34 @@ static const cw_command commands[] = {
     {"inspect",
      "[--json] [FILE]",
      "what a model file holds, and who would hold what",
-     "Architecture, sizes and tensor types, and the memory that an edge and the workers would need.",
+     "Architecture, sizes and tensor types, and the memory that an edge and the workers would need.\n"
+     "With --fallback also whether that model can draft for this one, or only stand in for it.",
      "  causeway inspect DeepSeek-V2-Lite.Q4_K_M.gguf",
-     {model_rows, inspect_rows},
+     {model_rows, inspect_rows, fallback_rows},
      0,
      1,
+     NULL},
+    {"plan",
+     "[-m MODEL] [--fallback FILE] [--join STRING | --rtt TIME --bandwidth BITS] [--memory LIST] [options]",
+     "what each mode would give on a link, before anything is set up",
+     "Loads what an edge holds and times it here, counts round trips, bytes and the experts that are read, "
+     "and "
+     "prints\n"
+     "tokens a second and bytes a token of every mode, with the reason. With --join the link and the workers "
+     "are "
+     "measured\n"
+     "by a few passes through them. With --memory it says whether the model fits and how many homes each "
+     "expert "
+     "has.\n"
+     "A draft gains where round trips dominate and guesses are right (--accept); it loses where rows are "
+     "what "
+     "costs.",
+     "  causeway plan -m DeepSeek-V2-Lite.Q4_K_M.gguf --rtt 20ms --bandwidth 100M --memory 12G,12G\n"
+     "  causeway plan --rtt 20ms --accept 0.96\n"
+     "  causeway plan -m model.gguf --fallback small.gguf --join @edge.join",
+     {plan_rows, model_rows, threads_rows, session_rows, fallback_rows, mainland_rows},
+     0,
+     0,
      NULL},
     {"bench",
      "[-m MODEL] [-p LIST] [-n N] [-t LIST] [--batch LIST] [--join STRING] | --memory | --kernels | --wire",

@@ -105,6 +105,26 @@ double cli_tokens_per_second(const cw_talk_stats *s)
     return s->decode_us > 0 ? (double)s->n_tokens * 1e6 / (double)s->decode_us : 0;
 }
 
+static void governor_json(cw_json *j, const cw_governor *g)
+{
+    char why[256];
+    int n = cw_governor_choice(g);
+    cw_governor_why(g, why, sizeof why);
+    cw_json_key(j, "governor");
+    cw_json_object(j);
+    cw_json_kstr(j, "chose", n ? "draft" : "split");
+    cw_json_kint(j, "draft", n);
+    cw_json_kfixed(j, "acceptance", cw_governor_acceptance(g), 4);
+    cw_json_kfixed(j, "pass_ms", cw_governor_round_us(g, n) / 1e3, 3);
+    cw_json_kfixed(j, "tokens_a_pass", cw_governor_yield(g, n), 3);
+    cw_json_kfixed(j, "split_ms", cw_governor_round_us(g, 0) / 1e3, 3);
+    cw_json_kuint(j, "rounds", g->n_rounds);
+    cw_json_kuint(j, "changes", g->n_changes);
+    cw_json_kuint(j, "explorations", g->n_probes);
+    cw_json_kstr(j, "why", why);
+    cw_json_end(j);
+}
+
 static void summary_json(cli_printer *p, const cli_summary *s)
 {
     const cw_talk_stats *t = s->stats;
@@ -141,6 +161,7 @@ static void summary_json(cli_printer *p, const cli_summary *s)
         cw_json_kuint(&j, "suspects", n->suspects);
         cw_json_kuint(&j, "late", n->late);
     }
+    if (s->governor) governor_json(&j, s->governor);
     cw_json_key(&j, "workers");
     cw_json_array(&j);
     for (size_t i = 0; i < s->n_workers; i++) {
@@ -172,6 +193,11 @@ static void summary_text(cli_printer *p, const cli_summary *s)
                 (double)(t->n_tokens - t->n_fallback) / (t->n_passes ? t->n_passes : 1));
     if (t->end != CW_TALK_STOP) fprintf(p->note, " · ended by %s", cw_talk_end_name(t->end));
     fputc('\n', p->note);
+    if (s->governor) {
+        char why[256];
+        cw_governor_why(s->governor, why, sizeof why);
+        fprintf(p->note, "  %s\n", why);
+    }
     if (s->n_workers)
         fprintf(p->note, "  %-20s %10s %10s %12s %12s\n", "worker", "calls", "rows", "sent", "received");
     for (size_t i = 0; i < s->n_workers; i++) {

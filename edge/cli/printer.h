@@ -7,6 +7,7 @@
  */
 #pragma once
 #include "cw/mainland.h"
+#include "cw/governor.h"
 #include "cw/talk.h"
 #include <stdio.h>
 
@@ -38,6 +39,7 @@ typedef struct {
     const cli_worker_line *workers;
     size_t n_workers;
     const cw_mainland_counts *counts; /* NULL: no workers */
+    const cw_governor *governor;      /* NULL: lengths of drafts were not chosen */
 } cli_summary;
 
 void cli_printer_summary(cli_printer *p, const cli_summary *s);

@@ -2,13 +2,14 @@
 #include "cw/demo_path.h"
 #include "cw/mem.h"
 #include "cw/progress.h"
+#include "cw/shadow.h"
 #include "cw/signal.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, DRAFT_TOKENS = 4, EXPANDED_ROWS = 1024 };
+enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, EXPANDED_ROWS = 1024 };
 
 cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
 {
@@ -17,8 +18,7 @@ cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
     return *out ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
 }
 
-/* The demo model brings its student; any other model only what --fallback names. NULL: none. */
-static cw_status fallback_path(const cli_options *o, char **out, cw_err *err)
+cw_status cli_fallback_path(const cli_options *o, char **out, cw_err *err)
 {
     if (!o->fallback && !o->model) return cw_demo_path(CW_DEMO_FALLBACK, out, err);
     *out = NULL;
@@ -139,8 +139,7 @@ static uint64_t memory_available(void)
     return (uint64_t)kib * 1024;
 }
 
-/* Does everything fit here? The sentence says why not. */
-static cw_status check_fits(const cli_options *o, const char *path, cw_err *err)
+cw_status cli_check_fits(const cli_options *o, const char *path, cw_err *err)
 {
     cw_gguf *g = NULL;
     cw_model_facts facts;
@@ -203,7 +202,7 @@ static cw_status open_auto(const cli_options *o, cli_setup *s, cw_err *err)
     } else {
         snprintf(no_split.text, sizeof no_split.text, "no cluster was named with --join");
     }
-    cw_status st = check_fits(o, s->model_path, &no_local);
+    cw_status st = cli_check_fits(o, s->model_path, &no_local);
     if (st == CW_OK) {
         snprintf(s->why, sizeof s->why, "%s; every expert is here", no_split.text);
         return open_local(o, s, err);
@@ -238,7 +237,7 @@ static cw_status open_draft(const cli_options *o, cli_setup *s, cw_err *err)
 static cw_status open_mode(const cli_options *o, cli_setup *s, cw_err *err)
 {
     CW_TRY(cw_pool_new((int)o->threads, &s->pool, err));
-    CW_TRY(fallback_path(o, &s->fallback_path, err));
+    CW_TRY(cli_fallback_path(o, &s->fallback_path, err));
     if (o->mode == CLI_MODE_OFFLINE) return open_offline(o, s, err);
     CW_TRY(cli_model_path(o, &s->model_path, err));
     switch ((cli_mode)o->mode) {
@@ -309,14 +308,38 @@ const cw_mainland_counts *cli_setup_counts(const cli_setup *s)
     return &st.n;
 }
 
+/* Mode auto with a cluster: from pass to pass with a draft or without, where the fallback can make one. */
+static bool can_choose_draft(const cli_options *o, const cli_setup *s)
+{
+    return o->mode == CLI_MODE_AUTO && s->mode == CLI_MODE_SPLIT && s->fallback &&
+           cw_tok_same_vocab(cw_speaker_tok(s->main), cw_speaker_tok(s->fallback));
+}
+
+cli_mode cli_setup_mode(const cli_setup *s)
+{
+    const cli_governed *v = &s->governed;
+    if (!v->on || s->mode != CLI_MODE_SPLIT) return s->mode;
+    return v->n_rounds[1] > v->n_rounds[0] ? CLI_MODE_DRAFT : CLI_MODE_SPLIT;
+}
+
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
 {
-    s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : DRAFT_TOKENS};
+    bool drafts = s->mode == CLI_MODE_DRAFT || can_choose_draft(o, s);
+    s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : CW_SHADOW_GUESS_MAX};
+    /* A number given is a number meant, in mode draft; in mode auto it is the most. */
+    if (drafts && cw_tok_same_vocab(cw_speaker_tok(s->main), cw_speaker_tok(s->fallback)) &&
+        !(s->mode == CLI_MODE_DRAFT && o->draft)) {
+        cli_governed_begin(&s->governed, s->main, s->fallback, s->land, s->draft.max,
+                           s->mode != CLI_MODE_DRAFT);
+        s->draft.length = cli_governed_length;
+        s->draft.tell = cli_governed_tell;
+        s->draft.ctx = &s->governed;
+    }
     return (cw_talk_options){
         .main = s->main,
         .fallback = s->fallback,
         .experts = s->land && o->warm == CLI_WARM_AUTO ? cw_mainland_experts(s->land) : NULL,
-        .draft = s->mode == CLI_MODE_DRAFT ? &s->draft : NULL,
+        .draft = drafts ? &s->draft : NULL,
         .is_back = s->land ? is_back : NULL,
         .is_back_ctx = s->land,
         .sampler = cli_sampler_params(o),

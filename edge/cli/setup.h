@@ -4,6 +4,7 @@
  */
 #pragma once
 #include "cli.h"
+#include "governed.h"
 #include "cw/mainland.h"
 #include "cw/talk.h"
 #include "printer.h"
@@ -18,6 +19,7 @@ typedef struct {
     cw_mainland *land;
     char *model_path, *fallback_path;
     cw_talk_draft draft;
+    cli_governed governed;
 } cli_setup;
 
 /* Loads what the mode needs. Errors are sentences for the user. */
@@ -28,6 +30,8 @@ size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines);
 /* What went to workers so far, or NULL without any; until the next call. */
 const cw_mainland_counts *cli_setup_counts(const cli_setup *s);
 cw_sampler_params cli_sampler_params(const cli_options *o);
+/* The mode of the last answer: split or draft, where that is chosen from pass to pass. */
+cli_mode cli_setup_mode(const cli_setup *s);
 /* Talk options for these speakers and this mode; the sink is the caller's. The setup outlives the talk. */
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s);
 
@@ -35,6 +39,10 @@ cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s);
 
 /* The file named with -m, or the demo model. Caller frees. */
 CW_MUST_USE cw_status cli_model_path(const cli_options *o, char **out, cw_err *err);
+/* The demo model brings its student; any other model only what --fallback names. NULL: none. Caller frees. */
+CW_MUST_USE cw_status cli_fallback_path(const cli_options *o, char **out, cw_err *err);
+/* Does everything fit here? The sentence says why not. */
+CW_MUST_USE cw_status cli_check_fits(const cli_options *o, const char *path, cw_err *err);
 /* --expert-groups. */
 CW_MUST_USE cw_status cli_model_options(const cli_options *o, cw_model_options *out, cw_err *err);
 /* --isa, --threads, --chunk; `pool` may be NULL. */

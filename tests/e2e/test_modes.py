@@ -37,16 +37,21 @@ class Auto(unittest.TestCase):
             c.start_worker("a")
             eventually("every expert is on the worker", lambda: c.admin_json("status")["covered"] == 128)
             text, summary = parse_answer(edge.run("-p", PROMPT, "--json", "--join", c.join("edge"), "--wait", "30s"))
-            self.assertEqual((text, summary["mode"]), (local, "split"))
+            self.assertEqual(text, local)
+            self.assertIn(summary["mode"], ("split", "draft"))  # as the governor found best
             # Known by its key from now on: no join string.
             r = edge.run("-p", PROMPT, "--json", "--wait", "30s")
             text, summary = parse_answer(r)
-            self.assertEqual((text, summary["mode"]), (local, "split"), r.stderr)
+            self.assertEqual(text, local, r.stderr)
+            self.assertIn(summary["mode"], ("split", "draft"), r.stderr)
+            self.assertGreater(summary["governor"]["rounds"], 0)
             # With its ticket it starts while the coordinator is down.
             c.coordinator.stop()
             r = edge.run("-p", PROMPT, "--json", "--wait", "30s")
             text, summary = parse_answer(r)
-            self.assertEqual((text, summary["mode"]), (local, "split"), r.stderr)
+            self.assertEqual(text, local, r.stderr)
+            self.assertIn(summary["mode"], ("split", "draft"), r.stderr)
+            self.assertGreater(summary["governor"]["rounds"], 0)
             # Nobody there: everything is computed here, and it says why.
             for p in c.processes:
                 p.stop()

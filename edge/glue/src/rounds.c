@@ -15,8 +15,13 @@
 static int draft_run(cw_talk *t, const cw_voice *v, int n_past, const cw_talk_stats *st, int32_t *out)
 {
     if (v != &t->main || !t->draft.max) return 0;
-    int n = t->draft.length ? t->draft.length(t->draft.ctx) : t->draft.max;
-    if (n > t->draft.max) n = t->draft.max;
+    int n = t->draft.max;
+    if (t->draft.length) {
+        int wanted = t->draft.length(t->draft.ctx);
+        if (wanted < n) n = wanted;
+        /* This run, its pass's own token, and the next run; no guesses, no work, where none are asked for. */
+        cw_shadow_ahead(t->shadow, n > 0 ? 2 * n + 1 : 0);
+    }
     int room = cw_session_n_ctx(cw_speaker_session(v->speaker)) - n_past - 1;
     if (n > room) n = room;
     /* What would be said behind the last token that is wanted is not worth a row. */
@@ -58,7 +63,8 @@ cw_status cw_talk_rounds(cw_talk *t, cw_voice *v, cw_talk_stats *st, cw_err *err
             st->end = CW_TALK_CANCELLED;
             return CW_OK;
         }
-        if (in_place && t->opt.is_back && t->n_spans < TALK_MAX_SPANS - 1 && t->opt.is_back(t->opt.is_back_ctx)) {
+        if (in_place && t->opt.is_back && t->n_spans < TALK_MAX_SPANS - 1 &&
+            t->opt.is_back(t->opt.is_back_ctx)) {
             t->main_is_back = true;
             return CW_OK;
         }

@@ -180,7 +180,7 @@ static cw_status lead_shadow(cw_talk *t, const cw_talk_prompt *prompt, const int
                              cw_err *err)
 {
     if (t->draft.max) {
-        cw_shadow_set(t->shadow, ids, (int)n, 2 * t->draft.max + 1, false);
+        cw_shadow_set(t->shadow, ids, (int)n, t->draft.length ? 0 : 2 * t->draft.max + 1, false);
         return CW_OK;
     }
     int32_t *own = NULL;

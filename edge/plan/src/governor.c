@@ -14,21 +14,24 @@ static const int rungs[CW_GOVERNOR_RUNGS] = {0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16,
 enum {
     FIRST_LOOK = 6,   /* before the first exploration */
     LONGEST_GAP = 96, /* between explorations that gain nothing */
-    LOOK = 3,         /* of one exploration, the first of which is not counted */
-    STAY = 4,         /* at least, between changes */
-    GUESS_WEIGHT = 1,
-    MEMORY = 24,      /* that the mean time of a length reaches back */
-    STREAK = 4,       /* of surprises, before they count as a change */
+    LOOK = 4,         /* of one exploration, the first of which is not counted */
+    YOUNG = 16,
+    FIRST_RUN = 8, /* guesses: the longest run to begin with */
+    STAY = 6,      /* at least, between changes */
+    STALL_MEMORY = 60,
+    MEMORY = 40,      /* that the mean time of a length reaches back */
+    STREAK = 5,       /* of surprises, before they count as a change */
     PLACE_WEIGHT = 6, /* guesses: how much the run's mean counts at one place */
     FIRST_WEIGHT = 4, /* guesses: how much the expected acceptance counts */
 };
 
 static const double fade = 0.98;         /* of what is known of guesses, by a round */
 static const double fade_others = 0.995; /* of what is known of times */
-static const double better = 1.04;       /* by which another length must promise more */
+static const double guess_weight = 0.3;  /* rounds: of what lengths nearby say of one */
+static const double better = 1.06;       /* by which another length must promise more */
 static const double worth_a_look = 0.8;  /* an exploration must promise at least that part of the choice */
 static const double far = 0.35;          /* lengths whose logarithms differ by that much inform by a half */
-static const double wildest = 4;         /* times the expected: the most that one round counts */
+static const double wildest = 2.5;       /* times the usual: what is more is a stall */
 
 static double nearness(int a, int b)
 {
@@ -45,7 +48,7 @@ static double ratio_at(const cw_governor *g, int r)
         sum += near * g->weight[k] * g->ratio[k];
         weight += near * g->weight[k];
     }
-    return (GUESS_WEIGHT * sum / weight + g->weight[r] * g->ratio[r]) / (GUESS_WEIGHT + g->weight[r]);
+    return (guess_weight * sum / weight + g->weight[r] * g->ratio[r]) / (guess_weight + g->weight[r]);
 }
 
 double cw_governor_acceptance(const cw_governor *g)
@@ -75,13 +78,13 @@ static int rung_of(int n)
 double cw_governor_round_us(const cw_governor *g, int n)
 {
     int r = rung_of(n);
-    return g->planned_us[r] * ratio_at(g, r);
+    return g->planned_us[r] * ratio_at(g, r) + g->stalled_us;
 }
 
 /* Tokens a microsecond. */
 static double rate(const cw_governor *g, int r)
 {
-    return cw_governor_yield(g, rungs[r]) / (g->planned_us[r] * ratio_at(g, r));
+    return cw_governor_yield(g, rungs[r]) / (g->planned_us[r] * ratio_at(g, r) + g->stalled_us);
 }
 
 static int best_rung(const cw_governor *g)
@@ -112,6 +115,7 @@ void cw_governor_init(cw_governor *g, const cw_plan *p, int max, bool may_rest)
     g->skip = 1;
     read_plan(g, p);
     g->rung = best_rung(g);
+    if (rungs[g->rung] > FIRST_RUN) g->rung = rung_of(FIRST_RUN);
 }
 
 void cw_governor_plan(cw_governor *g, const cw_plan *p)
@@ -174,10 +178,12 @@ static void explore(cw_governor *g)
 static void choose(cw_governor *g)
 {
     g->stayed++;
+    bool young = g->n_rounds < YOUNG; /* the plan may be wrong by far: follow the first news at once */
     int best = best_rung(g);
-    if (g->stayed < STAY || best == g->rung || rate(g, best) < better * rate(g, g->rung)) return;
-    /* What an exploration is just looking at need not be warmed up again. */
-    g->skip = g->probe == best ? 0 : 1;
+    if (best == g->rung || (!young && g->stayed < STAY)) return;
+    if (rate(g, best) < (young ? 1 : better) * rate(g, g->rung)) return;
+    /* What an exploration is just looking at is warm, and fewer guesses than before are there already. */
+    g->skip = g->probe == best || best < g->rung ? 0 : 1;
     g->rung = best;
     g->probe = -1;
     g->probe_gap = g->probe_in = FIRST_LOOK;
@@ -186,26 +192,31 @@ static void choose(cw_governor *g)
 }
 
 /*
- * Several rounds in a row on the same side of what was expected: the link has changed, and what is known of
- * other lengths is of another link.
+ * Several rounds in a row on the same side of what is usual: the link has changed, and what is known of other
+ * lengths is of another link.
  */
 static void notice_change(cw_governor *g, int r, double surprise)
 {
-    int side = surprise > 1.3 ? 1 : surprise < 1 / 1.3 ? -1 : 0;
+    int side = surprise > 1.4 ? 1 : surprise < 1 / 1.4 ? -1 : 0;
     g->streak = side && (side > 0) == (g->streak > 0) ? g->streak + side : side;
     if (abs(g->streak) < STREAK) return;
     g->streak = 0;
     for (int k = 0; k < CW_GOVERNOR_RUNGS; k++) g->weight[k] *= k == r ? 0.25 : 0.05;
+    g->usual[r] *= surprise;
     g->probe_gap = FIRST_LOOK;
     if (g->probe_in > FIRST_LOOK) g->probe_in = FIRST_LOOK;
 }
 
+/* What goes far beyond the usual is a stall, which befalls every length alike: it is counted apart. */
 static void learn(cw_governor *g, int r, double us)
 {
-    double expected = ratio_at(g, r), ratio = us / g->planned_us[r];
-    if (g->weight[r] > 2) notice_change(g, r, ratio / expected);
-    /* Before anything is known nothing is wild. */
-    if (ratio > wildest * expected && g->n_rounds > STAY) ratio = wildest * expected;
+    double ratio = us / g->planned_us[r], stalled = 0;
+    if (g->weight[r] < 1) g->usual[r] = ratio;
+    double most = wildest * g->usual[r];
+    if (ratio > most) stalled = (ratio - most) * g->planned_us[r], ratio = most;
+    g->stalled_us += (stalled - g->stalled_us) / STALL_MEMORY;
+    if (g->weight[r] > 2) notice_change(g, r, us / g->planned_us[r] / g->usual[r]);
+    g->usual[r] *= ratio > g->usual[r] ? 1.1 : 1 / 1.1; /* a running median */
     if (g->weight[r] > MEMORY - 1) g->weight[r] = MEMORY - 1;
     g->ratio[r] = (g->weight[r] * g->ratio[r] + ratio) / (g->weight[r] + 1);
     g->weight[r]++;
@@ -232,7 +243,7 @@ void cw_governor_tell(cw_governor *g, int n_drafted, int n_accepted, int64_t rou
 void cw_governor_why(const cw_governor *g, char *text, size_t cap)
 {
     int n = rungs[g->rung];
-    double none = g->planned_us[0] * ratio_at(g, 0), pass = cw_governor_round_us(g, n),
+    double none = cw_governor_round_us(g, 0), pass = cw_governor_round_us(g, n),
            yield = cw_governor_yield(g, n);
     if (n > 0)
         snprintf(text, cap,

@@ -20,6 +20,8 @@ typedef struct {
     /* The lengths that are considered, ascending, are cw_governor_rung(0..). */
     double planned_us[CW_GOVERNOR_RUNGS];
     double ratio[CW_GOVERNOR_RUNGS], weight[CW_GOVERNOR_RUNGS];        /* measured to planned; rounds */
+    double usual[CW_GOVERNOR_RUNGS];                                   /* the same as a running median */
+    double stalled_us;                                                 /* a round, beyond what is usual */
     double right[CW_PLAN_DRAFT_MAX + 1], tried[CW_PLAN_DRAFT_MAX + 1]; /* by place in the run, from 1 */
     double acceptance;                                                 /* expected before any guess */
     int low, high;                                                     /* rungs that may be chosen */

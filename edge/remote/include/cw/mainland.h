@@ -93,6 +93,7 @@ typedef struct {
     bool up;
     uint64_t calls, rows, bytes_out, bytes_in; /* out: from here to the worker */
     uint32_t rtt_us, service_us;
+    uint64_t bytes_per_s; /* what its link carries; 0: not measured */
     uint64_t service_sum_us; /* all of it: what the worker took for its answers, waiting not counted */
 } cw_mainland_worker;
 /* Up to max workers into list; the number there are. */

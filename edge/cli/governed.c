@@ -1,0 +1,107 @@
+#include "governed.h"
+#include "cw/clock.h"
+#include "cw/mem.h"
+#include "setup.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    GUESSED_RTT_US = 500,  /* nothing was measured yet */
+    GUESSED_CALL_US = 120, /* of a call beside all else */
+    FITTED = 4,            /* rounds after which the plan's round trip is corrected by what they took */
+};
+static const double memory_bytes_us = 8e3; /* a core reads 8 GB/s: for shapes, not for figures */
+static const double guessed_acceptance = 0.75;
+
+cw_plan_model cli_plan_model(const cw_model_config *c, const cw_expert_shape *shapes)
+{
+    int moe = c->n_experts ? c->n_layers - c->n_dense : 0;
+    cw_plan_model m = {
+        .n_moe_layers = moe, .n_experts = c->n_experts, .n_used = c->n_used, .d_model = c->d_model};
+    if (moe && shapes) m.rows_f32 = cw_expert_reply_kind(&shapes[c->n_dense]) != CW_REPLY_ROWS_F16;
+    return m;
+}
+
+bool cli_plan_link(cw_mainland *land, cw_plan *p)
+{
+    static cw_mainland_worker list[CLI_MAX_WORKERS];
+    size_t n = cw_mainland_workers(land, list, CLI_MAX_WORKERS);
+    if (n > CLI_MAX_WORKERS) n = CLI_MAX_WORKERS;
+    double rtt = 0, bytes = 0;
+    int up = 0, measured = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!list[i].up) continue;
+        up++;
+        if (list[i].rtt_us > rtt) rtt = list[i].rtt_us; /* a layer waits for the farthest */
+        if (list[i].bytes_per_s) bytes += (double)list[i].bytes_per_s, measured++;
+    }
+    p->workers.n = up ? up : 1;
+    p->link.rtt_us = rtt > 0 ? rtt : GUESSED_RTT_US;
+    p->link.bytes_per_s = measured && measured == up ? bytes : 0;
+    return rtt > 0;
+}
+
+void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, cw_mainland *land, int max,
+                        bool may_rest)
+{
+    memset(v, 0, sizeof *v);
+    const cw_model_config *c = cw_engine_config(cw_speaker_engine(main));
+    cw_plan *p = &v->plan;
+    p->model = cli_plan_model(c, cw_engine_expert_shapes(cw_speaker_engine(main)));
+    double expert_bytes = 3.0 * c->d_model * c->d_expert * 0.7;
+    p->workers = (cw_plan_workers){.n = 1,
+                                   .call_us = GUESSED_CALL_US,
+                                   .expert_us = expert_bytes / memory_bytes_us,
+                                   .row_us = expert_bytes / memory_bytes_us / 3};
+    double edge = (double)cw_engine_weight_bytes(cw_speaker_engine(main)) / memory_bytes_us;
+    p->machine = (cw_plan_machine){
+        .edge_us = edge,
+        .edge_row_us = edge / 4,
+        .fallback_us = (double)cw_engine_weight_bytes(cw_speaker_engine(fallback)) / memory_bytes_us + 50,
+        .can_draft = true,
+        .acceptance = guessed_acceptance,
+    };
+    v->on = true;
+    (void)cli_plan_link(land, p);
+    cw_governor_init(&v->g, p, max, may_rest);
+}
+
+void cli_governed_look(cli_governed *v, cw_mainland *land)
+{
+    v->n_rounds[0] = v->n_rounds[1] = 0;
+    if (!v->on || v->g.n_rounds == 0) return;
+    cw_plan now = v->plan;
+    if (!cli_plan_link(land, &now)) return;
+    double rtt = now.link.rtt_us / v->plan.link.rtt_us;
+    if (rtt < 1.3 && rtt > 1 / 1.3 && now.workers.n == v->plan.workers.n) return;
+    v->plan = now;
+    cw_governor_plan(&v->g, &v->plan);
+}
+
+int cli_governed_length(void *ctx)
+{
+    cli_governed *v = ctx;
+    v->asked_us = cw_now_us();
+    return cw_governor_length(&v->g);
+}
+
+/* Time that the plan knows nothing of is most likely one more wait in each layer, not one in each row. */
+static void fit_round_trip(cli_governed *v, int n_drafted, double us)
+{
+    double extra = us - cw_plan_round_us(&v->plan, n_drafted);
+    if (v->n_told == 2 || extra < v->rest_us) v->rest_us = extra; /* the first has nothing ready */
+    if (v->n_told < FITTED || v->rest_us < 0.5 * cw_plan_round_us(&v->plan, n_drafted)) return;
+    v->plan.link.rtt_us += v->rest_us / v->plan.model.n_moe_layers;
+    cw_governor_plan(&v->g, &v->plan);
+}
+
+void cli_governed_tell(void *ctx, int n_drafted, int n_accepted, int64_t pass_us)
+{
+    (void)pass_us; /* what counts is the round, the wait for guesses included */
+    cli_governed *v = ctx;
+    int64_t us = cw_now_us() - v->asked_us;
+    v->n_rounds[n_drafted > 0]++;
+    if (v->n_told < FITTED && ++v->n_told > 1) fit_round_trip(v, n_drafted, (double)us);
+    cw_governor_tell(&v->g, n_drafted, n_accepted, us);
+}
