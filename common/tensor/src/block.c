@@ -129,12 +129,12 @@ static void scales_join(const cw_block *b, uint8_t *q)
 }
 
 /* 256 nibbles: each 32 bytes hold 32 codes low and the next 32 high. */
-static void k_nibbles_split(const uint8_t *qs, uint8_t *code)
+static void k_nibbles_split(const uint8_t *restrict qs, uint8_t *restrict code)
 {
-    for (int i = 0; i < 128; i++) {
-        int at = i / 32 * 64 + i % 32;
-        code[at] = qs[i] & 15;
-        code[at + 32] = qs[i] >> 4;
+#pragma GCC unroll 4
+    for (int run = 0; run < 4; run++) {
+        for (int i = 0; i < 32; i++) code[64 * run + i] = qs[32 * run + i] & 15;
+        for (int i = 0; i < 32; i++) code[64 * run + 32 + i] = qs[32 * run + i] >> 4;
     }
 }
 
@@ -163,6 +163,15 @@ static void q4_k_join(const cw_block *b, uint8_t *p)
     k_nibbles_join(b->code, p + 16);
 }
 
+/* Bit s of byte i of 32: bit `at` of code 32 s + i. Runs of 32 values here and below are for the compiler: it
+ * takes them in vectors, and loading waits for this. */
+static void bits_split(const uint8_t *restrict h, const int at, uint8_t *restrict code)
+{
+#pragma GCC unroll 8
+    for (int s = 0; s < 8; s++)
+        for (int i = 0; i < 32; i++) code[32 * s + i] |= (uint8_t)((h[i] >> s & 1) << at);
+}
+
 /* Q5_K: d, dmin, scales, 32 bytes of fifth bits (bit s of byte i: code 32 s + i), nibbles. */
 static void q5_k_split(const uint8_t *p, cw_block *b)
 {
@@ -170,7 +179,7 @@ static void q5_k_split(const uint8_t *p, cw_block *b)
     b->dmin = cw_load_u16(p + 2);
     scales_split(p + 4, b);
     k_nibbles_split(p + 48, b->code);
-    for (int i = 0; i < 256; i++) b->code[i] |= (uint8_t)((p[16 + i % 32] >> (i / 32) & 1) << 4);
+    bits_split(p + 16, 4, b->code);
 }
 
 static void q5_k_join(const cw_block *b, uint8_t *p)
@@ -189,13 +198,15 @@ static void q5_k_join(const cw_block *b, uint8_t *p)
 /* Q6_K: 128 bytes of nibbles, 64 of upper bit pairs, 16 int8 scales, d. In each half of 128 values, nibble
  * byte l (of 64) holds code l low and 64 + l high; pair byte l (of 32) holds the pairs of codes l, 32+l,
  * 64+l, 96+l. */
-static void q6_k_split(const uint8_t *p, cw_block *b)
+static void q6_k_split(const uint8_t *restrict p, cw_block *b)
 {
-    for (int i = 0; i < 256; i++) {
-        int half = i / 128, in = i % 128, l = in % 64;
-        uint8_t low = p[64 * half + l] >> (in < 64 ? 0 : 4) & 15;
-        uint8_t high = p[128 + 32 * half + in % 32] >> (2 * (in / 32)) & 3;
-        b->code[i] = (uint8_t)(low | high << 4);
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; run++) {
+        const int half = run / 4, t = run % 4;
+        const uint8_t *low = p + 64 * half + 32 * (t % 2), *high = p + 128 + 32 * half;
+        uint8_t *code = b->code + 32 * run;
+        for (int i = 0; i < 32; i++)
+            code[i] = (uint8_t)((low[i] >> (t < 2 ? 0 : 4) & 15) | (high[i] >> 2 * t & 3) << 4);
     }
     for (int j = 0; j < 16; j++) b->sc[j] = p[192 + j];
     b->d = cw_load_u16(p + 208);
@@ -214,9 +225,11 @@ static void q6_k_join(const cw_block *b, uint8_t *p)
 }
 
 /* Codes of two bits in bytes that hold values l, 32 + l, 64 + l, 96 + l of 128: 32 bytes for each half. */
-static void pairs_split(const uint8_t *qs, uint8_t *code)
+static void pairs_split(const uint8_t *restrict qs, uint8_t *restrict code)
 {
-    for (int i = 0; i < 256; i++) code[i] = qs[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3;
+#pragma GCC unroll 8
+    for (int run = 0; run < 8; run++)
+        for (int i = 0; i < 32; i++) code[32 * run + i] = qs[run / 4 * 32 + i] >> (2 * (run % 4)) & 3;
 }
 
 static void pairs_join(const uint8_t *code, uint8_t *qs)
@@ -253,7 +266,7 @@ static void q2_k_join(const cw_block *b, uint8_t *p)
 static void q3_k_split(const uint8_t *p, cw_block *b)
 {
     pairs_split(p + 32, b->code);
-    for (int i = 0; i < 256; i++) b->code[i] |= (uint8_t)((p[i % 32] >> (i / 32) & 1) << 2);
+    bits_split(p, 2, b->code);
     const uint8_t *q = p + 96;
     for (int j = 0; j < 16; j++) {
         int low = q[j % 8] >> (j < 8 ? 0 : 4) & 15, high = q[8 + j % 4] >> (2 * (j / 4)) & 3;
