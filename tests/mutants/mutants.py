@@ -118,8 +118,13 @@ SIM_MUTANTS = {
 
 def copy_sources():
     """The tracked files as they are in the checkout; unchanged ones keep their times, so that builds are short."""
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
-    for name in filter(None, files):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
+    files = [name for name in listed if name and (ROOT / name).exists()]
+    wanted = set(files)
+    for old in SRC.rglob("*"):
+        if old.is_file() and str(old.relative_to(SRC)) not in wanted:
+            old.unlink()
+    for name in files:
         to = SRC / name
         data = (ROOT / name).read_bytes()
         if not to.exists() or to.read_bytes() != data:
