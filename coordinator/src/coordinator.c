@@ -10,7 +10,7 @@
 #include "cw/log.h"
 #include "cw/mem.h"
 
-enum { SILENT_HEARTBEATS = 5, FORGET_MS = 60000 };
+enum { STEP_MS = 20, MANY_MEMBERS = 64, SILENT_HEARTBEATS = 5, FORGET_MS = 60000 };
 
 void cw_coordinator_config_init(cw_coordinator_config *c)
 {
@@ -239,6 +239,16 @@ static void take_late_holdings(cw_coordinator *c, int64_t now_us, cw_outbox *out
     }
 }
 
+/* A look at everybody takes milliseconds where there are a thousand workers, and when all of them load,
+ * reports come by the thousand: many are looked at together. */
+static bool step_now(const cw_coordinator *c, int64_t now_us, cw_outbox *out)
+{
+    int64_t at = after_ms(c->stepped_us, STEP_MS);
+    if (c->n_members < MANY_MEMBERS || now_us >= at) return true;
+    cw_outbox_wake(out, at);
+    return false;
+}
+
 /* A message of an admitted peer, legal for its role. True: who holds what may have changed. */
 static bool on_member_message(cw_coordinator *c, link_state *l, cw_event *ev, cw_outbox *out)
 {
@@ -247,7 +257,7 @@ static bool on_member_message(cw_coordinator *c, link_state *l, cw_event *ev, cw
     case CW__PB__ENVELOPE__BODY_HOLDINGS:
         if (!holdings_in_time(l->who->worker, ev)) return false;
         take_holdings(c, l, env->holdings, ev->now_us, out);
-        return true;
+        return step_now(c, ev->now_us, out);
     case CW__PB__ENVELOPE__BODY_LEAVE: on_leave(c, l->who, env->leave->text, ev->now_us); return true;
     case CW__PB__ENVELOPE__BODY_BYE:
         CW_LOG_I("coordinator", "left name=\"%s\" why=\"%s\"", l->who->row.name, env->bye->text);
@@ -347,6 +357,7 @@ void cw_coordinator_event(cw_coordinator *c, cw_event *ev, cw_outbox *out)
     case CW_EV_MESSAGE: step = on_message(c, ev, out); break;
     }
     if (step) {
+        c->stepped_us = ev->now_us;
         mover_step(c, ev->now_us, out);
         if (ev->kind == CW_EV_TICK) depart_step(c, ev->now_us, out);
         epochs_step(c, ev->now_us, ev->wall_ms, out);

@@ -15,7 +15,7 @@ typedef struct {
     uint32_t threads;
     float speed;
     bool local_model;
-    bool gives_chunks; /* other workers may fetch chunks there */
+    bool gives_chunks;        /* other workers may fetch chunks there */
     bool heard;               /* Holdings came on this link: `held` is the truth */
     bool balancing;           /* the newest placement was for balance: nothing was missing before it */
     bool planned;             /* the placement counts on it */
@@ -144,6 +144,7 @@ struct cw_coordinator {
     int64_t last_us;      /* time of the last event, to notice that this process slept */
     int64_t settle_until; /* 0: not settling */
     int64_t replan_us;    /* when placement runs next; INT64_MAX: no need */
+    int64_t stepped_us;   /* when everybody was looked at last */
     int64_t balance_us;   /* when a better balance is looked for next */
     int64_t forget_us;    /* when members are looked through next */
     float *load;          /* [n_layers, n_experts] rows asked for, decaying; NULL: none yet */
@@ -205,7 +206,8 @@ typedef struct {
     size_t n;
     Cw__Pb__ChunkSource sources[CW_MAX_SOURCES], *list[CW_MAX_SOURCES];
 } source_list;
-/* Workers that hold some of these experts and give chunks, with tickets for this one. Borrows from members. */
+/* Workers that hold some of these experts and give chunks, with tickets for this one. Borrows from members.
+ */
 void sources_fill(cw_coordinator *c, const member *m, const cw_expert_bits *bits, source_list *l);
 void sources_free(source_list *l);
 

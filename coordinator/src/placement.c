@@ -220,6 +220,9 @@ static void how_many(plan *s)
         fill_shares(s, w);
     }
     raise_to(s, 2);
+    for (uint32_t w = 0; w < in->n_workers; w++) /* layers differ in bytes: something may be left over */
+        if (takes_part(s->p, w)) fill_shares(s, w);
+    raise_to(s, 1);
 }
 
 /* ---- which

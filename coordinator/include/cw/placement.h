@@ -16,7 +16,7 @@
  *   5. Homes are chosen so that the busiest worker's time is near the bound below, whatever the workers'
  * sizes and speeds.
  *   6. What is there stays: loaded is only what 1 to 4 ask for, and with `move_bytes` as much as balance is
- *      worth. A placement fed back as `previous` comes out unchanged.
+ *      worth. A placement that lacks nothing comes out unchanged when it is fed back as `previous`.
  *
  * Load and time. An expert's load is the rows computed for it, times its bytes: what has to be read. A
  * worker's time in a layer is the load it takes there over its speed; calls are divisible over the homes of

@@ -412,8 +412,11 @@ static void promises_hold_for_odd_clusters(void **state)
                 w.workers[i].previous = &w.before[i];
             }
             w.move_bytes = 0;
+            uint32_t lacking = w.res.n_unplaced; /* what lacks memory may find some at a second look */
             place(&w);
-            if (moves(&w)) fail_msg("round %d step %d: %u loads without a reason", round, step, moves(&w));
+            assert_true(w.res.n_unplaced <= lacking);
+            if (moves(&w) && !lacking)
+                fail_msg("round %d step %d: %u loads without a reason", round, step, moves(&w));
             cw_placement_times bound, mine;
             assert_true(cw_placement_bound(&in, &bound));
             assert_true(cw_placement_measure(&in, w.sets, &mine));
