@@ -25,7 +25,7 @@ typedef struct {
     int64_t wait, draft;
     bool no_ipc;
     /* answer */
-    const char *prompt, *system;
+    const char *prompt, *system, *session;
     bool raw, json, quiet;
     int64_t max_tokens, top_k, seed, repeat_last;
     double temp, top_p, min_p, repeat_penalty;

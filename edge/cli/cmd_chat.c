@@ -4,6 +4,7 @@
  */
 #include "cw/mem.h"
 #include "cw/signal.h"
+#include "keep.h"
 #include "line.h"
 #include "setup.h"
 
@@ -15,8 +16,8 @@ typedef struct {
     cli_setup setup;
     cw_talk *talk;
     cli_printer printer;
-    cw_chat_message *messages; /* contents are ours */
-    size_t n, cap;
+    cw_conversation conv;
+    cli_keep keep;
     bool offline; /* the fallback speaks by the user's wish */
     bool away;    /* it speaks because the experts were lost and are not back */
     cw_talk_stats last;
@@ -28,34 +29,17 @@ static const char help_text[] =
     "  /mode             which model answers and where its experts are\n"
     "  /mode offline     let the fallback model answer;  /mode auto: the big one again\n"
     "  /stats            tokens, speed, and what each worker served\n"
-    "  /new              forget the conversation\n"
+    "  /redo             answer the question that has no answer\n"
+    "  /history          what was said, and which model wrote it\n"
+    "  /new              forget the conversation; with --session, in the file too\n"
     "  /quit             leave (as Ctrl-D)\n"
     "  Ctrl-C            stop the answer\n";
 
-static cw_status add_message(chat *c, const char *role, const char *text, size_t len, cw_err *err)
-{
-    if (c->n == c->cap) {
-        size_t cap = c->cap ? c->cap * 2 : 16;
-        cw_chat_message *more = cw_realloc(c->messages, cap, sizeof *more);
-        if (!more) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-        c->messages = more;
-        c->cap = cap;
-    }
-    char *copy = cw_strndup(text, len);
-    if (!copy) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-    c->messages[c->n++] = (cw_chat_message){role, copy, len};
-    return CW_OK;
-}
-
-static void drop_message(chat *c)
-{
-    cw_free((void *)(uintptr_t)c->messages[--c->n].content);
-}
-
 static cw_status start_over(chat *c, cw_err *err)
 {
-    while (c->n) drop_message(c);
-    return c->o->system ? add_message(c, "system", c->o->system, strlen(c->o->system), err) : CW_OK;
+    cw_conversation_clear(&c->conv);
+    if (!c->o->system) return CW_OK;
+    return cw_conversation_add(&c->conv, "system", c->o->system, strlen(c->o->system), err);
 }
 
 static const char *mode_now(const chat *c)
@@ -75,19 +59,6 @@ static void print_summary(chat *c)
         .governor = c->setup.governed.on && c->last.n_passes ? &c->setup.governed.g : NULL,
     };
     cli_printer_summary(&c->printer, &sum);
-}
-
-/* The conversation as raw text: what was said, end to end. */
-static char *raw_text(const chat *c)
-{
-    size_t bytes = 1;
-    for (size_t i = 0; i < c->n; i++) bytes += c->messages[i].len;
-    char *text = cw_calloc(bytes, 1), *p = text;
-    for (size_t i = 0; p && i < c->n; i++) {
-        memcpy(p, c->messages[i].content, c->messages[i].len);
-        p += c->messages[i].len;
-    }
-    return text;
 }
 
 /*
@@ -117,36 +88,89 @@ static void look_for_experts(chat *c)
     CW_ASSERT(cw_talk_use_fallback(c->talk, c->away, &err) == CW_OK); /* both are there */
 }
 
-/* One question. Errors end the answer, not the chat. */
+/* The answer becomes part of the conversation, with who wrote what. */
+static cw_status add_answer(chat *c, cw_err *err)
+{
+    size_t len, begin;
+    const char *said = cw_talk_text(c->talk, &len), *model;
+    CW_TRY(cw_conversation_add(&c->conv, "assistant", said, len, err));
+    for (int i = 0; cw_talk_part(c->talk, i, &model, &begin); i++)
+        CW_TRY(cw_conversation_written_by(&c->conv, model, begin, err));
+    return CW_OK;
+}
+
+/* An answer to the conversation's last message. */
+static cw_status answer_it(chat *c, cw_err *err)
+{
+    size_t len = 0;
+    char *raw = NULL;
+    if (c->o->raw && !(raw = cw_conversation_text(&c->conv)))
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    look_for_experts(c);
+    if (c->setup.land) cli_governed_look(&c->setup.governed, c->setup.land);
+    cw_talk_prompt p = {.messages = c->conv.messages, .n_messages = c->conv.n, .raw = raw};
+    cw_status s = cw_talk_answer(c->talk, &p, &c->last, err);
+    cw_talk_text(c->talk, &len);
+    if (len) cli_printer_end(&c->printer);
+    if (s == CW_OK && len)
+        s = add_answer(c, err);
+    else
+        cw_conversation_drop(&c->conv); /* nothing was answered: the next question must not follow this one */
+    c->n_answers++;
+    c->n_tokens += c->last.n_tokens;
+    c->decode_us += c->last.decode_us;
+    cw_free(raw);
+    return s;
+}
+
+/* One question, or NULL for one that is there and has no answer. Errors end the answer, not the chat. */
 static void ask(chat *c, const char *text)
 {
     cw_err err = {0};
-    char *raw = NULL;
-    cw_status s = add_message(c, "user", text, strlen(text), &err);
-    if (s == CW_OK && c->o->raw && !(raw = raw_text(c)))
-        s = CW_FAIL(&err, CW_STATUS_NO_MEMORY, "out of memory");
+    cw_status s = CW_OK;
+    if (text && cw_conversation_is_open(&c->conv)) cw_conversation_drop(&c->conv);
+    if (text) s = cw_conversation_add(&c->conv, "user", text, strlen(text), &err);
+    if (s == CW_OK) s = cli_keep_conversation(&c->keep, &c->conv, &err);
     if (s == CW_OK) {
-        look_for_experts(c);
-        if (c->setup.land) cli_governed_look(&c->setup.governed, c->setup.land);
-        cw_talk_prompt p = {.messages = c->messages, .n_messages = c->n, .raw = raw};
-        s = cw_talk_answer(c->talk, &p, &c->last, &err);
-        size_t len;
-        const char *said = cw_talk_text(c->talk, &len);
-        if (len) cli_printer_end(&c->printer);
-        if (s == CW_OK && len)
-            s = add_message(c, "assistant", said, len, &err);
-        else if (c->n)
-            drop_message(c); /* nothing was answered: the next question must not follow this one */
-        c->n_answers++;
-        c->n_tokens += c->last.n_tokens;
-        c->decode_us += c->last.decode_us;
+        cw_err why = {0};
+        s = answer_it(c, &err);
+        if (cli_keep_conversation(&c->keep, &c->conv, &why) != CW_OK) (void)cli_fail(&why);
+        if (s == CW_OK) cli_keep_cache(&c->keep, false);
     }
-    cw_free(raw);
     cw_signal_clear_interrupt();
     if (s != CW_OK)
         (void)cli_fail(&err);
     else if (c->o->json)
         print_summary(c);
+}
+
+static void redo(chat *c)
+{
+    if (cw_conversation_is_open(&c->conv))
+        ask(c, NULL);
+    else
+        fprintf(stderr, "every question has its answer\n");
+}
+
+/* What was said so far, and by whom. */
+static void show_history(const chat *c)
+{
+    char name[160];
+    for (size_t i = 0; i < c->conv.n; i++) {
+        const cw_chat_message *m = &c->conv.messages[i];
+        if (c->conv.authors[i].n == 0) {
+            fprintf(stderr, "[%s]\n", m->role);
+            cli_printer_plain(stderr, m->content, m->len);
+        }
+        for (size_t k = 0; k < c->conv.authors[i].n; k++) {
+            const cw_written_part *w = &c->conv.authors[i].parts[k];
+            size_t end = k + 1 < c->conv.authors[i].n ? w[1].begin : m->len;
+            snprintf(name, sizeof name, "%s", w->model);
+            cw_text_printable(name);
+            fprintf(stderr, "[%s]\n", name);
+            cli_printer_plain(stderr, m->content + w->begin, end - w->begin);
+        }
+    }
 }
 
 static void show_mode(const chat *c)
@@ -209,8 +233,13 @@ static bool command(chat *c, const char *line)
         set_mode(c, line + 6);
     else if (strcmp(line, "/stats") == 0)
         show_stats(c);
+    else if (strcmp(line, "/redo") == 0)
+        redo(c);
+    else if (strcmp(line, "/history") == 0)
+        show_history(c);
     else if (strcmp(line, "/new") == 0) {
-        if (start_over(c, &err) != CW_OK)
+        cli_keep_forget_cache(&c->keep);
+        if (start_over(c, &err) != CW_OK || cli_keep_conversation(&c->keep, &c->conv, &err) != CW_OK)
             (void)cli_fail(&err);
         else
             fprintf(stderr, "the conversation is forgotten\n");
@@ -246,10 +275,14 @@ static cw_status open_talk(chat *c, cw_err *err)
     cw_speaker *who = c->setup.main ? c->setup.main : c->setup.fallback;
     cw_talk_options to = cli_talk_options(o, &c->setup);
     to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, &c->printer};
+    c->printer.main_model = cw_speaker_name(who);
     /* Better to refuse before the first question than after it. */
     if (!o->raw && !cw_speaker_chat(who, err)) return err->code;
+    CW_TRY(cli_keep_open(&c->keep, o, &c->setup, &c->conv, err));
     CW_TRY(cw_talk_new(&to, &c->talk, err));
-    return start_over(c, err);
+    if (cw_conversation_is_open(&c->conv))
+        fprintf(stderr, "causeway: the last question has no answer yet; /redo answers it\n");
+    return c->conv.n ? CW_OK : start_over(c, err);
 }
 
 int cli_chat(const cli_options *o, const cw_parsed *p)
@@ -272,9 +305,10 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
             converse(&c, line);
         }
         cli_line_free(&line);
-        while (c.n) drop_message(&c);
-        cw_free(c.messages);
+        if (s == CW_OK && c.n_answers) cli_keep_cache(&c.keep, true);
+        cw_conversation_clear(&c.conv);
         cw_talk_free(&c.talk);
+        cli_keep_close(&c.keep);
         cli_setup_close(&c.setup);
     }
     if (s != CW_OK && !cw_signal_stopped()) return cli_fail(&err);

@@ -2,41 +2,77 @@
 #include "cw/fs.h"
 #include "cw/mem.h"
 #include "cw/signal.h"
+#include "keep.h"
 #include "setup.h"
 
 #include <string.h>
 
 enum { PROMPT_LIMIT = 64 << 20 };
 
+/* The question behind what --session holds, or behind --system. */
+static cw_status add_question(const cli_options *o, cw_conversation *c, const char *prompt, cw_err *err)
+{
+    if (c->n == 0 && o->system) CW_TRY(cw_conversation_add(c, "system", o->system, strlen(o->system), err));
+    if (cw_conversation_is_open(c)) cw_conversation_drop(c);
+    return cw_conversation_add(c, "user", prompt, strlen(prompt), err);
+}
+
+static cw_status keep_answer(cli_keep *k, cw_conversation *c, const cw_talk *talk, cw_err *err)
+{
+    size_t len, begin;
+    const char *said = cw_talk_text(talk, &len), *model;
+    if (!k->path || !len) return CW_OK;
+    CW_TRY(cw_conversation_add(c, "assistant", said, len, err));
+    for (int i = 0; cw_talk_part(talk, i, &model, &begin); i++)
+        CW_TRY(cw_conversation_written_by(c, model, begin, err));
+    CW_TRY(cli_keep_conversation(k, c, err));
+    cli_keep_cache(k, true);
+    return CW_OK;
+}
+
+static void summarise(cli_setup *s, const cw_talk_stats *stats, cli_printer *printer)
+{
+    static cli_worker_line workers[CLI_MAX_WORKERS];
+    cli_summary sum = {
+        .mode = cli_mode_name(cli_setup_mode(s)),
+        .main_model = cw_speaker_name(s->main ? s->main : s->fallback),
+        .stats = stats,
+        .workers = workers,
+        .n_workers = cli_setup_workers(s, workers),
+        .counts = cli_setup_counts(s),
+        .governor = s->governed.on && stats->n_passes ? &s->governed.g : NULL,
+    };
+    cli_printer_summary(printer, &sum);
+}
+
 static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, cli_printer *printer,
                         cw_err *err)
 {
     cw_talk_options to = cli_talk_options(o, s);
     to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, printer};
+    printer->main_model = cw_speaker_name(s->main ? s->main : s->fallback);
     cw_talk *talk = NULL;
-    CW_TRY(cw_talk_new(&to, &talk, err));
-    cw_chat_message messages[2];
-    size_t n = 0;
-    if (o->system) messages[n++] = (cw_chat_message){"system", o->system, strlen(o->system)};
-    messages[n++] = (cw_chat_message){"user", prompt, strlen(prompt)};
-    cw_talk_prompt p = {.messages = messages, .n_messages = n, .raw = o->raw ? prompt : NULL};
-    cw_talk_stats stats;
-    cw_status st = cw_talk_answer(talk, &p, &stats, err);
-    if (stats.n_tokens > 0 || st == CW_OK) cli_printer_end(printer);
+    cli_keep keep = {0};
+    cw_conversation c = {0};
+    cw_talk_stats stats = {0};
+    char *raw = NULL;
+    cw_status st = cli_keep_open(&keep, o, s, &c, err);
+    if (st == CW_OK) st = cw_talk_new(&to, &talk, err);
+    if (st == CW_OK) st = add_question(o, &c, prompt, err);
+    if (st == CW_OK) st = cli_keep_conversation(&keep, &c, err);
+    if (st == CW_OK && o->raw && !(raw = cw_conversation_text(&c)))
+        st = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     if (st == CW_OK) {
-        static cli_worker_line workers[CLI_MAX_WORKERS];
-        cli_summary sum = {
-            .mode = cli_mode_name(cli_setup_mode(s)),
-            .main_model = cw_speaker_name(s->main ? s->main : s->fallback),
-            .stats = &stats,
-            .workers = workers,
-            .n_workers = cli_setup_workers(s, workers),
-            .counts = cli_setup_counts(s),
-            .governor = s->governed.on && stats.n_passes ? &s->governed.g : NULL,
-        };
-        cli_printer_summary(printer, &sum);
+        cw_talk_prompt p = {.messages = c.messages, .n_messages = c.n, .raw = raw};
+        st = cw_talk_answer(talk, &p, &stats, err);
+        if (stats.n_tokens > 0 || st == CW_OK) cli_printer_end(printer);
+        if (st == CW_OK) st = keep_answer(&keep, &c, talk, err);
+        if (st == CW_OK) summarise(s, &stats, printer);
     }
+    cw_free(raw);
+    cw_conversation_clear(&c);
     cw_talk_free(&talk);
+    cli_keep_close(&keep);
     return st;
 }
 

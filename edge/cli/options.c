@@ -67,6 +67,10 @@ static const cw_option mode_rows[] = {
 static const cw_option answer_rows[] = {
     {"system", 0, CW_OPT_STRING, AT(system), "TEXT", NULL, 0, 0, NULL, NULL, "Answer", 0,
      "system message before the conversation"},
+    {"session", 0, CW_OPT_STRING, AT(session), "FILE", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "keep the conversation in FILE and its KV cache in FILE.kv, and go on where it ended; both are "
+     "encrypted "
+     "with a key in the state directory"},
     {"raw", 0, CW_OPT_FLAG, AT(raw), NULL, NULL, 0, 0, NULL, NULL, NULL, 0,
      "no chat template: the model continues the text as it is, special tokens included"},
     {"max-tokens", 'n', CW_OPT_INT, AT(max_tokens), "N", NULL, 0, 1 << 24, "512", NULL, NULL, 0,
@@ -217,8 +221,11 @@ static const cw_command commands[] = {
     {"chat",
      "[-m MODEL] [--join STRING] [options]",
      "talk with a model",
-     "At the prompt: /help, /mode, /stats, /new, /quit. Ctrl-C stops the answer, Ctrl-D leaves.",
-     "  causeway chat --join @join.txt --system 'You are brief.'",
+     "At the prompt: /help, /mode, /stats, /redo, /history, /new, /quit. Ctrl-C stops the answer, Ctrl-D "
+     "leaves.\n"
+     "With --session FILE the conversation is there again the next time.",
+     "  causeway chat --join @join.txt --system 'You are brief.'\n"
+     "  causeway chat --session trip.chat",
      {model_rows, threads_rows, session_rows, mainland_rows, mode_rows, answer_rows},
      0,
      0,

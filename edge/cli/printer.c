@@ -49,22 +49,34 @@ static void write_visible(FILE *f, const char *text, size_t len)
     }
 }
 
-static void set_dim(cli_printer *p, bool on)
+void cli_printer_plain(FILE *f, const char *text, size_t len)
 {
-    if (p->dim == on) return;
-    fputs(on ? "\033[2m" : "\033[0m", p->out);
-    p->dim = on;
+    write_visible(f, text, len);
+    fputc('\n', f);
 }
 
-static void piece_tty(cli_printer *p, cw_span_kind kind, const char *text, size_t len)
+enum { STYLE_DIM = 1, STYLE_FALLBACK = 2 };
+
+static void set_style(cli_printer *p, int style)
+{
+    static const char *const codes[] = {"", "\033[2m", "\033[36m", "\033[2;36m"};
+    if (p->style == style) return;
+    if (p->style) fputs("\033[0m", p->out);
+    fputs(codes[style], p->out);
+    p->style = style;
+}
+
+static void piece_tty(cli_printer *p, const char *model, cw_span_kind kind, const char *text, size_t len)
 {
     if (kind == CW_SPAN_MARKER) { /* the colour tells; a line break keeps thought and answer apart */
-        set_dim(p, false);
+        set_style(p, 0);
         if (p->last && p->last != '\n') fputc('\n', p->out);
         p->last = p->last ? '\n' : 0;
         return;
     }
-    set_dim(p, kind == CW_SPAN_REASONING);
+    int style = kind == CW_SPAN_REASONING ? STYLE_DIM : 0;
+    if (p->main_model && strcmp(model, p->main_model) != 0) style |= STYLE_FALLBACK;
+    set_style(p, style);
     write_visible(p->out, text, len);
     p->last = text[len - 1];
 }
@@ -77,7 +89,7 @@ void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const ch
         return;
     }
     if (p->tty) {
-        piece_tty(p, kind, text, len);
+        piece_tty(p, model, kind, text, len);
     } else {
         fwrite(text, 1, len, p->out);
         p->last = text[len - 1];
@@ -94,7 +106,7 @@ void cli_printer_notice(void *ctx, const char *sentence)
 void cli_printer_end(cli_printer *p)
 {
     if (p->json) return;
-    set_dim(p, false);
+    set_style(p, 0);
     if (p->last != '\n') fputc('\n', p->out);
     p->last = 0;
     if (fflush(p->out) != 0) fail(p);

@@ -1,9 +1,9 @@
 /*
  * What the user sees of an answer: plain text on a terminal or in a pipe, or JSON objects a line. One thread.
  *
- * On a terminal reasoning is dim and control characters that a model might write are left out, so that no
- * model can move the cursor or change the window's title. In a pipe the text is what the model wrote, byte
- * for byte.
+ * On a terminal reasoning is dim, what the fallback wrote in the big model's place is cyan, and control
+ * characters that a model might write are left out, so that no model can move the cursor or change the
+ * window's title. In a pipe the text is what the model wrote, byte for byte.
  */
 #pragma once
 #include "cw/mainland.h"
@@ -14,7 +14,10 @@
 typedef struct {
     FILE *out, *note; /* answer; notices and summary */
     bool json, tty, quiet;
-    bool dim, failed;
+    const char
+        *main_model; /* on a terminal text by any other is coloured; NULL: nothing is. Set by the caller */
+    int style;       /* bits, see printer.c */
+    bool failed;
     void (*on_failure)(void); /* called once when the output cannot be written; NULL: nobody */
     char last;                /* last character written of the answer, 0 at its beginning */
 } cli_printer;
@@ -25,6 +28,9 @@ void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const ch
 void cli_printer_notice(void *ctx, const char *sentence);
 /* After an answer: ends its line. */
 void cli_printer_end(cli_printer *p);
+
+/* Text from anywhere, without what a terminal would obey, and a line break. */
+void cli_printer_plain(FILE *f, const char *text, size_t len);
 
 /* Calls served by one worker and the bytes each way, as seen from here. */
 typedef struct {

@@ -14,10 +14,11 @@
 #include "cw/fs.h"
 #include "cw/hash.h"
 #include "cw/mem.h"
+#include "keyfile.h"
 
-enum { SEED_BYTES = 32, LINE_MAX_BYTES = 128 };
+enum { LINE_MAX_BYTES = 128 };
 
-_Static_assert(crypto_box_SECRETKEYBYTES == SEED_BYTES && crypto_sign_SEEDBYTES == SEED_BYTES,
+_Static_assert(crypto_box_SECRETKEYBYTES == CW_SEED_BYTES && crypto_sign_SEEDBYTES == CW_SEED_BYTES,
                "both secrets are 32 bytes");
 _Static_assert(crypto_sign_BYTES == CW_SIGNATURE_BYTES, "signature size");
 
@@ -44,7 +45,7 @@ void cw_random(void *buf, size_t n)
     randombytes_buf(buf, n);
 }
 
-static cw_status read_seed(const char *path, const char *kind, uint8_t seed[SEED_BYTES], cw_err *err)
+cw_status cw_seed_read(const char *path, const char *kind, uint8_t seed[CW_SEED_BYTES], cw_err *err)
 {
     struct stat st;
     if (stat(path, &st) != 0)
@@ -58,9 +59,9 @@ static cw_status read_seed(const char *path, const char *kind, uint8_t seed[SEED
     CW_TRY(cw_fs_read(path, LINE_MAX_BYTES, &line, &n, err));
     cw_status s = CW_OK;
     while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) n--;
-    if (n != kind_len + 1 + 2 * SEED_BYTES || memcmp(line, kind, kind_len) != 0 || line[kind_len] != ' ' ||
-        sodium_hex2bin(seed, SEED_BYTES, line + kind_len + 1, 2 * SEED_BYTES, NULL, &got, NULL) != 0 ||
-        got != SEED_BYTES)
+    if (n != kind_len + 1 + 2 * CW_SEED_BYTES || memcmp(line, kind, kind_len) != 0 || line[kind_len] != ' ' ||
+        sodium_hex2bin(seed, CW_SEED_BYTES, line + kind_len + 1, 2 * CW_SEED_BYTES, NULL, &got, NULL) != 0 ||
+        got != CW_SEED_BYTES)
         s = CW_FAIL(err, CW_STATUS_FORMAT,
                     "the key file %s is damaged: restore it, or delete it for a new key", path);
     sodium_memzero(line, LINE_MAX_BYTES < n ? LINE_MAX_BYTES : n);
@@ -68,10 +69,10 @@ static cw_status read_seed(const char *path, const char *kind, uint8_t seed[SEED
     return s;
 }
 
-static cw_status write_seed(const char *path, const char *kind, const uint8_t seed[SEED_BYTES], cw_err *err)
+cw_status cw_seed_write(const char *path, const char *kind, const uint8_t seed[CW_SEED_BYTES], cw_err *err)
 {
-    char line[LINE_MAX_BYTES], hex[2 * SEED_BYTES + 1];
-    sodium_bin2hex(hex, sizeof hex, seed, SEED_BYTES);
+    char line[LINE_MAX_BYTES], hex[2 * CW_SEED_BYTES + 1];
+    sodium_bin2hex(hex, sizeof hex, seed, CW_SEED_BYTES);
     int n = snprintf(line, sizeof line, "%s %s\n", kind, hex);
     cw_status s = cw_fs_write(path, line, (size_t)n, 0600, err);
     sodium_memzero(line, sizeof line);
@@ -80,26 +81,26 @@ static cw_status write_seed(const char *path, const char *kind, const uint8_t se
 }
 
 /* A seed from the file, or a new one and the file. */
-static cw_status open_seed(const char *path, const char *kind, uint8_t seed[SEED_BYTES], cw_err *err)
+static cw_status open_seed(const char *path, const char *kind, uint8_t seed[CW_SEED_BYTES], cw_err *err)
 {
     struct stat st;
-    if (stat(path, &st) == 0) return read_seed(path, kind, seed, err);
+    if (stat(path, &st) == 0) return cw_seed_read(path, kind, seed, err);
     if (errno != ENOENT)
         return CW_FAIL(err, CW_STATUS_IO, "cannot read the key file %s: %s", path, strerror(errno));
-    randombytes_buf(seed, SEED_BYTES);
-    return write_seed(path, kind, seed, err);
+    randombytes_buf(seed, CW_SEED_BYTES);
+    return cw_seed_write(path, kind, seed, err);
 }
 
-static cw_status keys_from_seed(const uint8_t seed[SEED_BYTES], cw_keys **out, cw_err *err)
+static cw_status keys_from_seed(const uint8_t seed[CW_SEED_BYTES], cw_keys **out, cw_err *err)
 {
     cw_keys *k = cw_calloc(1, sizeof *k);
-    if (k) k->secret = sodium_malloc(SEED_BYTES);
+    if (k) k->secret = sodium_malloc(CW_SEED_BYTES);
     if (!k || !k->secret) {
         cw_free(k);
         return CW_FAIL(err, CW_STATUS_NO_MEMORY,
                        "no memory for a key pair (is the limit of locked memory very small?)");
     }
-    memcpy(k->secret, seed, SEED_BYTES);
+    memcpy(k->secret, seed, CW_SEED_BYTES);
     crypto_scalarmult_base(k->public_key.b, k->secret);
     sodium_mprotect_readonly(k->secret);
     *out = k;
@@ -109,7 +110,7 @@ static cw_status keys_from_seed(const uint8_t seed[SEED_BYTES], cw_keys **out, c
 cw_status cw_keys_new(cw_keys **out, cw_err *err)
 {
     CW_TRY(cw_crypto_init(err));
-    uint8_t seed[SEED_BYTES];
+    uint8_t seed[CW_SEED_BYTES];
     randombytes_buf(seed, sizeof seed);
     cw_status s = keys_from_seed(seed, out, err);
     sodium_memzero(seed, sizeof seed);
@@ -119,7 +120,7 @@ cw_status cw_keys_new(cw_keys **out, cw_err *err)
 cw_status cw_keys_open(const char *path, cw_keys **out, cw_err *err)
 {
     CW_TRY(cw_crypto_init(err));
-    uint8_t seed[SEED_BYTES];
+    uint8_t seed[CW_SEED_BYTES];
     cw_status s = open_seed(path, "causeway-curve-1", seed, err);
     if (s == CW_OK) s = keys_from_seed(seed, out, err);
     sodium_memzero(seed, sizeof seed);
@@ -163,7 +164,7 @@ bool cw_mac_equal(const uint8_t a[CW_MAC_BYTES], const uint8_t b[CW_MAC_BYTES])
     return sodium_memcmp(a, b, CW_MAC_BYTES) == 0;
 }
 
-static cw_status signer_from_seed(const uint8_t seed[SEED_BYTES], cw_signer **out, cw_err *err)
+static cw_status signer_from_seed(const uint8_t seed[CW_SEED_BYTES], cw_signer **out, cw_err *err)
 {
     cw_signer *s = cw_calloc(1, sizeof *s);
     if (s) s->secret = sodium_malloc(crypto_sign_SECRETKEYBYTES);
@@ -181,7 +182,7 @@ static cw_status signer_from_seed(const uint8_t seed[SEED_BYTES], cw_signer **ou
 cw_status cw_signer_new(cw_signer **out, cw_err *err)
 {
     CW_TRY(cw_crypto_init(err));
-    uint8_t seed[SEED_BYTES];
+    uint8_t seed[CW_SEED_BYTES];
     randombytes_buf(seed, sizeof seed);
     cw_status s = signer_from_seed(seed, out, err);
     sodium_memzero(seed, sizeof seed);
@@ -191,7 +192,7 @@ cw_status cw_signer_new(cw_signer **out, cw_err *err)
 cw_status cw_signer_open(const char *path, cw_signer **out, cw_err *err)
 {
     CW_TRY(cw_crypto_init(err));
-    uint8_t seed[SEED_BYTES];
+    uint8_t seed[CW_SEED_BYTES];
     cw_status s = open_seed(path, "causeway-sign-1", seed, err);
     if (s == CW_OK) s = signer_from_seed(seed, out, err);
     sodium_memzero(seed, sizeof seed);

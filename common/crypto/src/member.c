@@ -157,6 +157,20 @@ void cw_member_close(cw_member *m)
     m->dir = NULL;
 }
 
+cw_status cw_member_dir(cw_join_role role, const char *state_dir, const char *name, char **out, cw_err *err)
+{
+    char fitted[65], *dir = NULL;
+    CW_TRY(cw_member_name(name, fitted, err));
+    CW_TRY(directory(role, state_dir, fitted, &dir, err));
+    cw_status s = cw_fs_private_dir(dir, err);
+    if (s != CW_OK) {
+        cw_free(dir);
+        return s;
+    }
+    *out = dir;
+    return CW_OK;
+}
+
 bool cw_member_is_stored(cw_join_role role, const char *state_dir, const char *name)
 {
     char fitted[65], *dir = NULL;

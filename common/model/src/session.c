@@ -132,3 +132,44 @@ const void *cw_session_kv_row(const cw_session *s, int layer, int position, size
     if (bytes) *bytes = s->kv.row_bytes;
     return cw_kv_row(&s->kv, layer, position);
 }
+
+int cw_session_n_exact(const cw_session *s)
+{
+    return s->exact < s->n_past ? s->exact : s->n_past;
+}
+
+size_t cw_session_row_bytes(const cw_session *s)
+{
+    return s->kv.row_bytes;
+}
+
+size_t cw_session_export_bytes(const cw_session *s)
+{
+    return (size_t)s->engine->config.n_layers * (size_t)s->n_past * s->kv.row_bytes;
+}
+
+cw_status cw_session_export(const cw_session *s, cw_session_put put, void *ctx, cw_err *err)
+{
+    size_t n = (size_t)s->n_past * s->kv.row_bytes;
+    for (int l = 0; n && l < s->engine->config.n_layers; l++)
+        CW_TRY(put(ctx, cw_kv_row(&s->kv, l, 0), n, err));
+    return CW_OK;
+}
+
+cw_status cw_session_import(cw_session *s, const int32_t *tokens, int n, int n_exact, cw_session_get get,
+                            void *ctx, cw_err *err)
+{
+    CW_ASSERT(n >= 0 && n_exact >= 0 && n_exact <= n);
+    if (n > s->n_ctx)
+        return CW_FAIL(err, CW_STATUS_LIMIT, "%d tokens were kept, the context holds %d", n, s->n_ctx);
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= s->engine->config.n_vocab)
+            return CW_FAIL(err, CW_STATUS_INVALID, "token %d is not one of this model's", tokens[i]);
+    cw_session_rewind(s, 0);
+    for (int l = 0; n && l < s->engine->config.n_layers; l++)
+        CW_TRY(get(ctx, cw_kv_row(&s->kv, l, 0), (size_t)n * s->kv.row_bytes, err));
+    if (n) memcpy(s->tokens, tokens, (size_t)n * sizeof *tokens);
+    s->n_past = n;
+    s->exact = n_exact < n ? n_exact : s->n_ctx;
+    return CW_OK;
+}

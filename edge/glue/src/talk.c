@@ -119,6 +119,14 @@ const char *cw_talk_text(const cw_talk *t, size_t *len)
     return t->text;
 }
 
+bool cw_talk_part(const cw_talk *t, int i, const char **model, size_t *begin)
+{
+    if (i < 0 || i >= t->n_spans) return false;
+    *model = cw_speaker_name(t->spans[i].by->speaker);
+    *begin = t->spans[i].first_byte;
+    return true;
+}
+
 bool cw_talk_is_cancelled(const cw_talk *t)
 {
     return t->opt.cancel && atomic_load_explicit(t->opt.cancel, memory_order_relaxed);

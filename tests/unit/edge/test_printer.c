@@ -89,6 +89,22 @@ static void a_terminal_gets_no_control_characters_from_a_model(void **state)
     assert_string_equal(content(out), "\033[2m2+2\033[0m\nfour \"4\"\na]0;titleb31mc\td\xc3\xa9\n");
 }
 
+static void a_terminal_shows_what_the_fallback_wrote(void **state)
+{
+    (void)state;
+    cli_printer p;
+    cli_printer_init(&p, false, false, out, note);
+    p.tty = true;
+    p.main_model = "big";
+    piece(&p, CW_SPAN_REASONING, "2+");
+    cli_printer_piece(&p, "small", CW_SPAN_REASONING, "2", 1);
+    piece(&p, CW_SPAN_MARKER, "</think>");
+    cli_printer_piece(&p, "small", CW_SPAN_ANSWER, "fo", 2);
+    piece(&p, CW_SPAN_ANSWER, "ur");
+    cli_printer_end(&p);
+    assert_string_equal(content(out), "\033[2m2+\033[0m\033[2;36m2\033[0m\n\033[36mfo\033[0mur\n");
+}
+
 static void the_summary_holds_every_worker(void **state)
 {
     (void)state;
@@ -167,6 +183,7 @@ int main(void)
         T(json_pieces_name_model_and_kind),
         T(a_pipe_gets_the_text_as_it_is),
         T(a_terminal_gets_no_control_characters_from_a_model),
+        T(a_terminal_shows_what_the_fallback_wrote),
         T(the_summary_holds_every_worker),
         T(a_broken_sink_is_noticed),
         T(lists_take_commas_and_white_space),

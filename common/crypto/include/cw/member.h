@@ -33,6 +33,10 @@ void cw_member_close(cw_member *m);
 /* Whether the directory belongs to a cluster already, so that no join string is needed. */
 bool cw_member_is_stored(cw_join_role role, const char *state_dir, const char *name);
 
+/* The state directory alone, made private when there is none; caller frees. It may be in use. */
+CW_MUST_USE cw_status cw_member_dir(cw_join_role role, const char *state_dir, const char *name, char **out,
+                                    cw_err *err);
+
 /* A --name: 1..64 of letters, digits, '.', '_', '-', not beginning with '.'. INVALID. NULL: out gets the
  * host's name made to fit. */
 CW_MUST_USE cw_status cw_member_name(const char *name, char out[65], cw_err *err);

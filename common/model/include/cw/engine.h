@@ -126,6 +126,27 @@ CW_MUST_USE cw_status cw_session_eval(cw_session *s, const int32_t *tokens, int 
 CW_MUST_USE cw_status cw_session_sync(cw_session *s, const int32_t *tokens, int n, float *logits,
                                       int *n_reused, const atomic_bool *cancel, cw_err *err);
 
+/*
+ * Keeping a session: its KV rows, layer after layer, each layer's positions together. `put` and `get` move n
+ * bytes; what they return ends the work and is returned.
+ */
+typedef cw_status (*cw_session_put)(void *ctx, const void *data, size_t n, cw_err *err);
+typedef cw_status (*cw_session_get)(void *ctx, void *data, size_t n, cw_err *err);
+/* Bytes of the rows of one position and layer, and of everything that cw_session_export puts. */
+size_t cw_session_row_bytes(const cw_session *s);
+size_t cw_session_export_bytes(const cw_session *s);
+CW_MUST_USE cw_status cw_session_export(const cw_session *s, cw_session_put put, void *ctx, cw_err *err);
+/*
+ * The session becomes tokens[n] with rows from elsewhere. The caller answers for the rows: that they are of
+ * this model, of an equal identity (cw_session_identity) and row size, and unchanged. n_exact: how many
+ * positions, counted from the first, are under the promise of equal bits. LIMIT: more than the context holds;
+ * INVALID: a token that the model does not have; after a failure of `get` the session is empty.
+ */
+CW_MUST_USE cw_status cw_session_import(cw_session *s, const int32_t *tokens, int n, int n_exact,
+                                        cw_session_get get, void *ctx, cw_err *err);
+/* How many positions are under that promise; cw_session_is_exact: all. */
+int cw_session_n_exact(const cw_session *s);
+
 /* The KV rows of one position and layer as stored (latent and
  * rope part, or keys and values); borrowed. For tests. */
 const void *cw_session_kv_row(const cw_session *s, int layer, int position, size_t *bytes);

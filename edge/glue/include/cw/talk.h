@@ -96,3 +96,5 @@ CW_MUST_USE cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, c
 
 /* Text of the last answer, reasoning and its marks included; borrowed until the next. */
 const char *cw_talk_text(const cw_talk *t, size_t *len);
+/* Part i of that text: who wrote it and its first byte. false: there is no such part. */
+bool cw_talk_part(const cw_talk *t, int i, const char **model, size_t *begin);
