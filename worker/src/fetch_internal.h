@@ -16,6 +16,7 @@ enum {
     BAD_US = 600000000,        /* not asked after wrong bytes from it alone */
     DOUBT_US = 60000000,       /* from it among others */
     SAYS = 8,
+    USELESS_MOST = 64, /* answers in a row that bring nothing; those to an item given up are fewer */
 };
 
 typedef enum { ST_CLOSED, ST_OPENING, ST_SAID, ST_UP, ST_WAITING } link_state;
@@ -27,8 +28,9 @@ typedef struct {
     cw_link link;
     int64_t retry_us, opened_us, progress_us, idle_since_us, bad_until_us, heard_us;
     cw_backoff backoff;
-    uint32_t n_open;  /* parts asked for and not here */
-    uint32_t n_items; /* that are asked for here now */
+    uint32_t n_open;    /* parts asked for and not here */
+    uint32_t n_items;   /* that are asked for here now */
+    uint32_t n_useless; /* answers since the last one that was wanted */
     char why[CW_TEXT_MAX];
 } source;
 

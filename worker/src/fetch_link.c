@@ -48,7 +48,7 @@ static void lost(cw_fetch *f, source *s, const char *why)
     s->state = ST_WAITING;
     s->link = 0;
     s->retry_us = f->now_us + cw_backoff_take(&s->backoff);
-    s->n_open = 0;
+    s->n_open = s->n_useless = 0;
     if (had && !is_store(f, s))
         fetch_say(f, "worker \"%.64s\" at %.200s gives no chunks (%.120s): asking elsewhere", s->s.name,
                   s->s.address, why);
@@ -94,22 +94,23 @@ bool link_ask(cw_fetch *f, source *s, cw_fetch_item *i, cw_outbox *out)
     return true;
 }
 
-static void manifest_part(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *out)
+/* Whether the three below return true: the answer was to something that is asked for here. */
+static bool manifest_part(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *out)
 {
     const Cw__Pb__ManifestPart *p = m->env->manifest_part;
     const cw_frame *b = &m->frames[0];
     cw_fetch_item *i = fetch_find(f, s, true, 0);
-    if (!i) return;
+    if (!i) return false;
     if (p->offset != i->got || p->total == 0 || p->total > f->c.manifest_max || b->len == 0 ||
         b->len > p->total - p->offset || (i->len && p->total != i->len)) {
         link_break(f, s, "it sent a part of the manifest that does not fit", true, out);
-        return;
+        return false;
     }
     if (!i->len) {
         i->dst = cw_realloc(NULL, (size_t)p->total, 1);
         if (!i->dst) {
             fetch_end_item(f, i, false, "out of memory for the manifest");
-            return;
+            return true;
         }
         i->len = (size_t)p->total;
     }
@@ -118,43 +119,58 @@ static void manifest_part(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *ou
     i->asked = i->got;
     i->from |= 1;
     if (i->got == i->len) fetch_end_item(f, i, true, "");
+    return true;
 }
 
-static void chunk_part(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *out)
+/* The store may answer short. A worker gives what was asked, or it could keep an item for hours, a byte at a
+ * time. */
+static bool chunk_part(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *out)
 {
     const Cw__Pb__ChunkPart *p = m->env->chunk_part;
     const cw_frame *b = &m->frames[0];
     cw_fetch_item *i = fetch_find(f, s, false, p->chunk);
-    if (!i) return;
-    if (p->total != i->len || p->offset != i->got || b->len == 0 || b->len > i->len - i->got) {
+    if (!i) return false;
+    size_t left = i->len - i->got, whole = left < PART_BYTES ? left : PART_BYTES;
+    if (p->total != i->len || p->offset != i->got || b->len == 0 || b->len > left ||
+        (!is_store(f, s) && b->len != whole)) {
         if (!is_store(f, s)) s->bad_until_us = f->now_us + BAD_US;
         link_break(f, s, "it sent a part of a chunk that does not fit", true, out);
-        return;
+        return false;
     }
     memcpy(i->dst + i->got, b->data, b->len);
     i->got += b->len;
     i->from |= (uint64_t)1 << (s - f->sources);
     if (i->asked < i->got) i->asked = i->got;
     if (i->got == i->len) fetch_end_item(f, i, true, "");
+    return true;
 }
 
-static void store_fail(cw_fetch *f, source *s, const Cw__Pb__StoreFail *m)
+static bool store_fail(cw_fetch *f, source *s, const Cw__Pb__StoreFail *m)
 {
     cw_fetch_item *i = fetch_find(f, s, false, m->chunk);
-    if (!i) return;
+    if (!i) return false;
     snprintf(i->text, sizeof i->text, "%s cannot give chunk %u: %.300s",
              is_store(f, s) ? "the store" : "another worker", m->chunk, m->text);
     i->tried |= (uint64_t)1 << (s - f->sources);
     i->source = -1;
     i->asked = i->got;
     s->n_items--;
+    return true;
 }
 
-/* A source that answers short is asked for the rest. */
-static void after_part(cw_fetch *f, source *s, cw_outbox *out)
+/* A source that answers short is asked for the rest. Answers to what is not asked for any more are no
+ * progress, and many of them in a row are no accident. */
+static void after_part(cw_fetch *f, source *s, bool useful, cw_outbox *out)
 {
     if (s->state != ST_UP) return;
-    s->progress_us = f->progress_us = f->now_us;
+    if (useful) {
+        s->n_useless = 0;
+        s->progress_us = f->progress_us = f->now_us;
+    } else if (++s->n_useless > USELESS_MOST) {
+        if (!is_store(f, s)) s->bad_until_us = f->now_us + BAD_US;
+        link_break(f, s, "it answers what it was not asked", true, out);
+        return;
+    }
     if (s->n_open) s->n_open--;
     if (!s->n_open)
         for (cw_fetch_item *i = f->head; i; i = i->next)
@@ -178,17 +194,10 @@ static void message(cw_fetch *f, source *s, const cw_msg *m, cw_outbox *out)
         if (!is_store(f, s) && !m->env->refusal->retry_after_ms) s->bad_until_us = f->now_us + DOUBT_US;
         link_break(f, s, text, false, out);
         break;
-    case CW__PB__ENVELOPE__BODY_MANIFEST_PART:
-        manifest_part(f, s, m, out);
-        after_part(f, s, out);
-        break;
-    case CW__PB__ENVELOPE__BODY_CHUNK_PART:
-        chunk_part(f, s, m, out);
-        after_part(f, s, out);
-        break;
+    case CW__PB__ENVELOPE__BODY_MANIFEST_PART: after_part(f, s, manifest_part(f, s, m, out), out); break;
+    case CW__PB__ENVELOPE__BODY_CHUNK_PART: after_part(f, s, chunk_part(f, s, m, out), out); break;
     case CW__PB__ENVELOPE__BODY_STORE_FAIL:
-        store_fail(f, s, m->env->store_fail);
-        after_part(f, s, out);
+        after_part(f, s, store_fail(f, s, m->env->store_fail), out);
         break;
     case CW__PB__ENVELOPE__BODY_PING: {
         Cw__Pb__Pong p = CW__PB__PONG__INIT;

@@ -17,6 +17,7 @@
 #include "worker_internal.h"
 
 enum { VERSION = 1, HEAD_BYTES = 16 };
+static const int64_t CLOCK_MOST_MS = INT64_C(100) * 366 * 24 * 3600 * 1000; /* more would overflow sums */
 static const char magic[4] = {'c', 'w', 'w', 's'};
 
 /* --- writing --- */
@@ -151,11 +152,12 @@ cw_status saved_restore(cw_worker *w, const uint8_t *bytes, size_t n, cw_err *er
     cw_status s = message(&p, &left, CW__PB__ENVELOPE__BODY_WELCOME, &a, err);
     if (s == CW_OK) s = message(&p, &left, CW__PB__ENVELOPE__BODY_ASSIGN, &b, err);
     if (s == CW_OK) s = part(&p, &left, CW_EPOCH_MAX, &epoch, &epoch_len, err);
-    if (s == CW_OK && !fits(w, a->env->welcome))
+    int64_t offset = (int64_t)cw_load_u64(bytes + 8);
+    if (s == CW_OK && (offset > CLOCK_MOST_MS || offset < -CLOCK_MOST_MS || !fits(w, a->env->welcome)))
         s = CW_FAIL(err, CW_STATUS_FORMAT, "the worker's saved state does not fit this start");
     if (s == CW_OK) {
         coordinator_cluster(w, a->env->welcome);
-        w->wall_offset_ms = (int64_t)cw_load_u64(bytes + 8);
+        w->wall_offset_ms = offset;
         coordinator_revoked(w, a->env->welcome->revoked, NULL); /* there are no edges yet */
         cw_frame f = {.data = epoch, .len = epoch_len};
         if (epoch_len) coordinator_epoch(w, &f);

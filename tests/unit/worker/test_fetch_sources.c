@@ -16,7 +16,7 @@ typedef struct {
 } world;
 
 /* How a peer behaves. */
-typedef enum { GOOD, LACKS, SILENT, REFUSES, LIES, CUTS } manner;
+typedef enum { GOOD, LACKS, SILENT, REFUSES, LIES, CUTS, TRICKLES, BABBLES } manner;
 
 static void event(void *m, cw_event *ev, cw_outbox *out)
 {
@@ -96,9 +96,9 @@ static void give(world *x, int n, const Cw__Pb__ChunkGet *g, manner m)
         return;
     }
     x->parts[n]++;
-    if (n && m == LACKS) {
+    if (n && (m == LACKS || m == BABBLES)) {
         Cw__Pb__StoreFail f = CW__PB__STORE_FAIL__INIT;
-        f.chunk = g->chunk, f.text = (char *)"not here";
+        f.chunk = m == LACKS ? g->chunk : 1000, f.text = (char *)"not here";
         ENV(env, STORE_FAIL, store_fail, &f);
         rig_message(&x->r, x->link[n], CW_PORT_DATA, &x->store, &env, NULL, 0);
         return;
@@ -106,8 +106,9 @@ static void give(world *x, int n, const Cw__Pb__ChunkGet *g, manner m)
     Cw__Pb__ChunkPart p = CW__PB__CHUNK_PART__INIT;
     p.chunk = g->chunk, p.offset = g->offset, p.total = LEN;
     uint8_t *mem;
-    cw_frame f = cw_frame_new(g->length, &mem);
-    memcpy(mem, x->model[g->chunk] + g->offset, g->length);
+    uint32_t length = n && m == TRICKLES ? 1 : g->length;
+    cw_frame f = cw_frame_new(length, &mem);
+    memcpy(mem, x->model[g->chunk] + g->offset, length);
     if (n && m == LIES) mem[g->length / 2] ^= 1;
     ENV(env, CHUNK_PART, chunk_part, &p);
     rig_message(&x->r, x->link[n], CW_PORT_DATA, &x->store, &env, &f, 1);
@@ -164,13 +165,14 @@ static void work_is_shared_and_workers_do_most(void **state)
 static void whatever_workers_do_the_chunks_come(void **state)
 {
     (void)state;
-    static const manner all[] = {LACKS, SILENT, REFUSES, CUTS};
+    static const manner all[] = {LACKS, SILENT, REFUSES, CUTS, TRICKLES, BABBLES};
     for (size_t i = 0; i < CW_ARRAY_LEN(all); i++) {
         world *x = world_new(2);
         for (int k = 0; k < CHUNKS; k++) get(x, k);
         assert_int_equal(run(x, all[i], 10000000), CHUNKS);
         for (int k = 0; k < CHUNKS; k++) assert_memory_equal(x->dst[k], x->model[k], LEN);
         assert_true(x->parts[0] > 0);
+        if (all[i] == TRICKLES || all[i] == BABBLES) assert_true(x->parts[1] + x->parts[2] < 200);
         char text[CW_TEXT_MAX];
         if (all[i] != LACKS) assert_true(cw_fetch_take_say(x->f, text) && strstr(text, "asking elsewhere"));
         world_free(x);

@@ -164,6 +164,17 @@ static void damaged_state_is_a_fresh_start(void **state)
         assert_int_equal(cw_worker_new(&c, &w, NULL), CW_OK);
         cw_worker_free(&w);
     }
+    memcpy(copy, saved.data, saved.len);
+    memset(copy + 8, 0xff, 7); /* a clock that is off by millions of years */
+    copy[15] = 0x7f;
+    cw_worker *w = NULL;
+    cw_worker_facts f;
+    c.saved = copy;
+    c.saved_len = saved.len;
+    assert_int_equal(cw_worker_new(&c, &w, NULL), CW_OK);
+    cw_worker_get_facts(w, &f);
+    assert_int_equal(f.epoch_term, 0);
+    cw_worker_free(&w);
     free(copy);
     saved.release(saved.owner);
     wr_free(&y);
