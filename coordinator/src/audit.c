@@ -5,10 +5,11 @@
  * is fenced.
  *
  * Rounds: in the background each worker is asked for some rows of an expert it holds every few seconds, all
- * that hold the expert together, so that one reference serves them all; after a report the named workers are
- * asked for many rows of the named expert. Both keep the reference busy for a tenth of the time at most. This
- * finds faults and casual cheating; a worker that computes audits rightly and calls wrongly is not found by
- * it.
+ * that hold the expert together, so that one reference serves them all, and it is busy with that for a tenth
+ * of the time at most; after a report the named workers are asked for many rows of the named expert. Reports
+ * never put the background off, or an edge could keep a worker from being audited by reporting others, and an
+ * edge whose reports find nobody is heard less and less often. This finds faults and casual cheating; a
+ * worker that computes audits rightly and calls wrongly is not found by it.
  */
 #include <stdio.h>
 #include <string.h>
@@ -24,6 +25,7 @@ enum {
     PATIENCE_US = 20 * 1000000,
     REPORT_GAP_US = 5 * 1000000,
     REPORT_BURST = 4,
+    UNFOUNDED_MOST = 6, /* doublings of the gap */
     DODGES_MOST = 6,
     DODGES_TOLD = 16,
     SHARE = 9, /* the reference rests nine times as long as it worked */
@@ -74,6 +76,8 @@ static audit_round *begin(cw_coordinator *c, audit_round *r, uint32_t layer, uin
 static void ask(audit_round *r, member *m, cw_outbox *out)
 {
     if (r->n == AUDIT_WORKERS) return;
+    for (uint32_t i = 0; i < r->n; i++) /* a report may name one twice, who would then agree with itself */
+        if (r->who[i].worker == m->row.id) return;
     Cw__Pb__Audit a = CW__PB__AUDIT__INIT;
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     a.id = r->id, a.layer = r->layer, a.expert = r->expert, a.seed = r->seed, a.n_rows = r->n_rows;
@@ -163,9 +167,10 @@ static void ask_reported(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 
 void on_mismatch(cw_coordinator *c, member *m, const Cw__Pb__Mismatch *x, int64_t now_us)
 {
+    uint32_t doublings = m->edge.unfounded < UNFOUNDED_MOST ? m->edge.unfounded : UNFOUNDED_MOST;
     count_add(COUNT_REPORTS, 1);
     m->edge.reports++;
-    if (!bucket_take(&m->edge.report_at, now_us, REPORT_GAP_US, REPORT_BURST) ||
+    if (!bucket_take(&m->edge.report_at, now_us, (int64_t)REPORT_GAP_US << doublings, REPORT_BURST) ||
         c->n_reports == MISMATCH_REPORTS)
         return;
     if (x->layer >= c->cfg.n_layers || x->expert >= c->cfg.n_experts || !worker_of(c, x->worker_a) ||
@@ -323,7 +328,8 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
     audit_round *r = round_of(c, id, AUDIT_COMPUTED);
     if (!r) return;
     bool found = false, doubt = !hashes || is_alone(r, hashes);
-    c->audit_rest_us = (c->audit_rest_us > now_us ? c->audit_rest_us : now_us) + SHARE * took_us;
+    if (id != c->report_round)
+        c->audit_rest_us = (c->audit_rest_us > now_us ? c->audit_rest_us : now_us) + SHARE * took_us;
     if (doubt) {
         count_add(COUNT_AUDIT_DOUBTS, 1);
         if (hashes)

@@ -338,17 +338,22 @@ static void answer_audits(cluster *c, int i, uint32_t every)
 }
 
 /* `wrong`: the reference itself errs. */
-static int compute_references(cluster *c, bool wrong)
+static int compute_references_in(cluster *c, bool wrong, int64_t took_us)
 {
     cw_coordinator_audit a;
     int n = 0;
     for (; cw_coordinator_take_audit(c->r.c, &a); n++) {
         uint64_t hashes[CW_AUDIT_ROWS_MAX];
         for (uint32_t r = 0; r < a.n_rows; r++) hashes[r] = right(a.seed, r) ^ (wrong ? 4 : 0);
-        cw_coordinator_audited(c->r.c, a.id, hashes, 1000, c->r.now_us, c->r.wall_ms, &c->r.out);
+        cw_coordinator_audited(c->r.c, a.id, hashes, took_us, c->r.now_us, c->r.wall_ms, &c->r.out);
         rig_save(&c->r);
     }
     return n;
+}
+
+static int compute_references(cluster *c, bool wrong)
+{
+    return compute_references_in(c, wrong, 1000);
 }
 
 /* Everybody who is connected answers; worker `liar` is wrong in every `every`th row. */
@@ -435,14 +440,20 @@ static void a_reference_alone_against_all_fences_nobody(void **state)
     rig_close(&c.r);
 }
 
-static void report(cluster *c, cw_link link, int key, uint32_t a, uint32_t b, uint32_t layer, uint32_t expert)
+static void report3(cluster *c, cw_link link, int key, uint32_t a, uint32_t b, uint32_t third, uint32_t layer,
+                    uint32_t expert)
 {
     Cw__Pb__Envelope env = CW__PB__ENVELOPE__INIT;
     Cw__Pb__Mismatch m = CW__PB__MISMATCH__INIT;
-    m.worker_a = a, m.worker_b = b, m.layer = layer, m.expert = expert;
+    m.worker_a = a, m.worker_b = b, m.third = third, m.layer = layer, m.expert = expert;
     env.body_case = BODY(MISMATCH), env.mismatch = &m;
     cw_key k = rig_key(key);
     rig_message(&c->r, link, &k, &env);
+}
+
+static void report(cluster *c, cw_link link, int key, uint32_t a, uint32_t b, uint32_t layer, uint32_t expert)
+{
+    report3(c, link, key, a, b, 0, layer, expert);
 }
 
 static void a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge(void **state)
@@ -478,6 +489,51 @@ static void a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge(v
     audit_for(&c, 3, 1, 100, false, 5000);
     assert_true(worker(&c, 1).fenced);
     assert_false(worker(&c, 0).fenced);
+    rig_close(&c.r);
+}
+
+/* Asked twice it would agree with itself, and the reference would look as if it were alone. */
+static void a_liar_named_twice_is_asked_once(void **state)
+{
+    (void)state;
+    cluster c;
+    cluster_open(&c);
+    c.r.cfg.times.audit_ms = 0;
+    rig_restart(&c.r);
+    for (int i = 0; i < 2; i++) join(&c, i, RIG_MODEL_BYTES);
+    rig_run(&c.r, c.all, 2, 12000);
+    cw_link e = edge_join(&c, 9, "e");
+    uint32_t a = worker(&c, 0).id, b = worker(&c, 1).id;
+    report3(&c, e, 9, a, b, a, 2, 5);
+    for (int64_t t = 0; t < 25000; t += 100) { /* the other one says nothing */
+        rig_run(&c.r, c.all, 2, 100);
+        answer_audits(&c, 0, 10);
+        compute_references(&c, false);
+        if (c.w[0].link && rig_acted(&c.r, c.w[0].link, CW_ACT_CLOSE)) c.w[0].link = 0;
+        cw_outbox_clear(&c.r.out);
+    }
+    assert_true(worker(&c, 0).fenced);
+    rig_close(&c.r);
+}
+
+static void reports_do_not_keep_others_from_being_audited(void **state)
+{
+    (void)state;
+    cluster c;
+    cluster_open(&c);
+    for (int i = 0; i < 3; i++) join(&c, i, RIG_MODEL_BYTES);
+    rig_run(&c.r, c.all, 3, 2000);
+    cw_link e = edge_join(&c, 9, "e");
+    uint32_t a = worker(&c, 0).id, b = worker(&c, 1).id;
+    uint64_t before = worker(&c, 2).n_audits;
+    for (int64_t t = 0; t < 120000; t += 100) {
+        rig_run(&c.r, c.all, 3, 100);
+        if (t % 1000 == 0) report(&c, e, 9, a, b, 2, (uint32_t)(t / 1000) % RIG_EXPERTS);
+        for (int i = 0; i < 3; i++) answer_audits(&c, i, 0);
+        compute_references_in(&c, false, 100000);
+        cw_outbox_clear(&c.r.out);
+    }
+    assert_true(worker(&c, 2).n_audits - before >= 15);
     rig_close(&c.r);
 }
 
@@ -559,6 +615,8 @@ int main(void)
         cmocka_unit_test(who_does_not_answer_audits_keeps_nobody_else_from_being_asked),
         cmocka_unit_test(a_reference_alone_against_all_fences_nobody),
         cmocka_unit_test(a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge),
+        cmocka_unit_test(a_liar_named_twice_is_asked_once),
+        cmocka_unit_test(reports_do_not_keep_others_from_being_audited),
         cmocka_unit_test(peers_of_another_protocol_come_in_with_the_highest_both_know),
         cmocka_unit_test(names_and_keys_find_who_is_meant),
     };
