@@ -253,7 +253,11 @@ static bool client_serve(cw_metrics *m, client *c)
 static void take_client(cw_metrics *m, int64_t now_us)
 {
     int fd = accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0) return;
+    if (fd < 0) {
+        /* Out of descriptors the connection stays, and the listener ready: no rounds without end. */
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) poll(NULL, 0, 100);
+        return;
+    }
     client *free_one = NULL;
     for (int i = 0; i < CLIENTS; i++)
         if (m->clients[i].fd < 0) free_one = &m->clients[i];

@@ -18,7 +18,7 @@
 
 enum { BYTES = 1 << 20 };
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { CW_SANITIZED = 1 };
 #else
 enum { CW_SANITIZED = 0 };
