@@ -6,6 +6,7 @@
     chaos.py coordinator [--lifetimes 5]            the coordinator dead for that many ticket lifetimes
     chaos.py moves [--events 10]                    workers join and are drained while edges answer
     chaos.py liar [--seconds 60]                    a worker flips a bit in 1 % of its rows; needs the faulty worker
+    chaos.py overload [--seconds 30]                three times the edges that fill the workers
     chaos.py soak [--minutes 30]                    mixed faults; memory and descriptors of every process
 
 Each prints one JSON object with its figures and ends with 1 when a promise was broken. Every fault goes through the
@@ -373,6 +374,57 @@ def run_liar(o):
                 fenced_after is not None and fenced_after <= o.seconds and not changed_after)
 
 
+def answer_on(edges, seconds, want):
+    """All edges answer stories for so long; tokens of each, wrong answers, the last summaries."""
+    stories = [q for q in QUESTIONS if q.startswith("Tell")]
+    tokens, wrong, last = [0] * len(edges), [], [None] * len(edges)
+    end = time.monotonic() + seconds
+
+    def ask_on(i):
+        n = i
+        while time.monotonic() < end:
+            q = stories[n % len(stories)]
+            n += 1
+            text, times, summary = edges[i].ask(q)
+            if summary is None or text != want[q]:
+                wrong.append((edges[i].name, q, edges[i].said()[-200:]))
+                return
+            tokens[i] += sum(t < end for t in times)
+            last[i] = summary
+    threads = [threading.Thread(target=ask_on, args=(i,)) for i in range(len(edges))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    return tokens, wrong, last
+
+
+def run_overload(o):
+    """Edges and workers share this machine's cores, so both ends are over-subscribed."""
+    with Bed(o.seed, delay="0ms") as bed:
+        want = bed.reference(o.seed)
+        edges = [bed.talker(f"e{i}", "-m", TEACHER, seed=o.seed) for i in range(12)]
+        for e in edges:
+            e.ask(QUESTIONS[-1])
+        figures, peak = {"tokens_per_s": {}}, 0.0
+        wrong_all = []
+        for n in (1, 2, 4, 12):
+            tokens, wrong, last = answer_on(edges[:n], o.seconds / 3, want)
+            wrong_all += wrong
+            rate = sum(tokens) / (o.seconds / 3)
+            figures["tokens_per_s"][n] = round(rate, 1)
+            peak = max(peak, rate) if n < 12 else peak
+        shares = [t / (sum(tokens) / len(tokens)) for t in tokens]
+        counters = edge_counters(last)
+        figures |= {"goodput_of_peak": round(rate / peak, 3), "least_share": round(min(shares), 3), "most_share": round(max(shares), 3),
+                    "wrong": len(wrong_all), "counters": counters}
+        for w in wrong_all[:5]:
+            print(w, file=sys.stderr)
+        hedged = counters.get("hedges", 0) / max(1, counters.get("calls", 0))
+        figures["hedged"] = round(hedged, 4)
+        return figures, not wrong_all and rate >= 0.9 * peak and hedged < 0.05 and min(shares) >= 0.9 and max(shares) <= 1.1
+
+
 def rss_and_descriptors(pid):
     import pathlib
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
@@ -437,7 +489,7 @@ def run_soak(o):
         return figures, ok
 
 
-RUNS = {"answers": run_answers, "gaps": run_gaps, "coordinator": run_coordinator, "moves": run_moves, "liar": run_liar, "soak": run_soak}
+RUNS = {"answers": run_answers, "gaps": run_gaps, "coordinator": run_coordinator, "moves": run_moves, "liar": run_liar, "overload": run_overload, "soak": run_soak}
 
 
 def main():
