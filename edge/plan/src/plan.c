@@ -7,7 +7,8 @@
 
 enum {
     ENTRY_BYTES = 8,
-    /* Header, tag and nonce of every frame, and the protocol header: measured with the proxy's counters. */
+    /* Header, tag and nonce of every frame, and the protocol header: an estimate from the formats, not
+       measured. */
     CALL_OVERHEAD = 230,
     REPLY_OVERHEAD = 190,
 };
