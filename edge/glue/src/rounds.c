@@ -11,22 +11,26 @@
 #include "cw/clock.h"
 #include "talk_internal.h"
 
-/* The drafted run behind the token that was just said, into out; 0 where there is nobody to draft. */
-static int draft_run(cw_talk *t, const cw_voice *v, int n_past, const cw_talk_stats *st, int32_t *out)
+/* The drafted run behind `next`, the token that was just said, into out; 0 where there is nobody to draft. */
+static int draft_run(cw_talk *t, const cw_voice *v, int n_past, const cw_talk_stats *st, int32_t next,
+                     int32_t *out)
 {
-    if (v != &t->main || !t->draft.max) return 0;
-    int n = t->draft.max;
-    if (t->draft.length) {
-        int wanted = t->draft.length(t->draft.ctx);
+    const cw_talk_draft *d = &t->draft;
+    if (v != &t->main || !d->max) return 0;
+    int n = d->max;
+    if (d->length) {
+        int wanted = d->length(d->ctx);
         if (wanted < n) n = wanted;
-        /* This run, its pass's own token, and the next run; no guesses, no work, where none are asked for. */
-        cw_shadow_ahead(t->shadow, n > 0 ? 2 * n + 1 : 0);
     }
+    bool by_drafter = d->drafter && (!d->use_drafter || (n > 0 && d->use_drafter(d->ctx)));
+    /* This run, its pass's own token, and the next run; no guesses, no work, where none are asked for. */
+    if (t->fallback_drafts && d->length) cw_shadow_ahead(t->shadow, n > 0 && !by_drafter ? 2 * n + 1 : 0);
     int room = cw_session_n_ctx(cw_speaker_session(v->speaker)) - n_past - 1;
     if (n > room) n = room;
     /* What would be said behind the last token that is wanted is not worth a row. */
     if (t->opt.max_tokens > 0 && n > t->opt.max_tokens - st->n_tokens) n = t->opt.max_tokens - st->n_tokens;
-    return n > 0 ? cw_shadow_guess(t->shadow, n, out) : 0;
+    if (n <= 0) return 0;
+    return by_drafter ? cw_drafter_propose(d->drafter, next, n, out) : cw_shadow_guess(t->shadow, n, out);
 }
 
 static bool is_length_reached(const cw_talk *t, const cw_talk_stats *st)
@@ -84,7 +88,7 @@ cw_status cw_talk_rounds(cw_talk *t, cw_voice *v, cw_talk_stats *st, cw_err *err
             st->end = CW_TALK_CONTEXT;
             return CW_OK;
         }
-        int n = draft_run(t, v, n_past, st, tokens + 1);
+        int n = draft_run(t, v, n_past, st, tokens[0], tokens + 1);
         cw_batch_item item = {
             .session = s, .tokens = tokens, .n_tokens = 1 + n, .n_logits = 1 + n, .logits = v->rows};
         int64_t t0 = cw_now_us();

@@ -31,7 +31,8 @@ static void room_for(cw_talk *t, const cw_voice *v)
 static cw_status open_shadow(cw_talk *t, cw_err *err)
 {
     const cw_talk_options *o = &t->opt;
-    if (o->draft) {
+    t->fallback_drafts = o->draft && (!o->draft->drafter || o->draft->use_drafter);
+    if (t->fallback_drafts) {
         if (!o->main || !o->fallback)
             return CW_FAIL(err, CW_STATUS_INVALID,
                            "drafting needs a big model and a small one: --fallback FILE");
@@ -39,9 +40,9 @@ static cw_status open_shadow(cw_talk *t, cw_err *err)
             return CW_FAIL(err, CW_STATUS_INVALID,
                            "%s cannot draft for %s: their vocabularies differ; it can only be the fallback",
                            cw_speaker_name(o->fallback), cw_speaker_name(o->main));
-        CW_ASSERT(o->draft->max >= 1 && o->draft->max <= CW_SHADOW_GUESS_MAX);
     }
-    if (!o->main || !o->fallback || (!o->draft && !o->experts)) return CW_OK;
+    CW_ASSERT(!o->draft || (o->draft->max >= 1 && o->draft->max <= CW_SHADOW_GUESS_MAX));
+    if (!o->main || !o->fallback || (!t->fallback_drafts && !o->experts)) return CW_OK;
     CW_ASSERT(cw_engine_pool(cw_speaker_engine(o->main)) != cw_engine_pool(cw_speaker_engine(o->fallback)));
     CW_TRY(cw_shadow_new(o->fallback, &o->sampler, &t->shadow, err));
     if (o->experts) cw_engine_set_experts(cw_speaker_engine(o->main), cw_shadow_watch(t->shadow, o->experts));
@@ -187,7 +188,7 @@ static void begin_span(cw_talk *t, const cw_voice *v)
 static cw_status lead_shadow(cw_talk *t, const cw_talk_prompt *prompt, const int32_t *ids, size_t n,
                              cw_err *err)
 {
-    if (t->draft.max) {
+    if (t->fallback_drafts) {
         cw_shadow_set(t->shadow, ids, (int)n, t->draft.length ? 0 : 2 * t->draft.max + 1, false);
         return CW_OK;
     }

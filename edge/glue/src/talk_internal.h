@@ -28,7 +28,8 @@ struct cw_talk {
     cw_talk_draft draft; /* max 0: off */
     cw_voice main, fallback;
     bool same_vocab;
-    cw_shadow *shadow; /* NULL: nobody follows */
+    bool fallback_drafts; /* else, with draft.max, the drafter alone */
+    cw_shadow *shadow;    /* NULL: nobody follows */
     bool only_fallback;
     bool main_is_back; /* why the fallback's rounds ended */
     cw_think *think;

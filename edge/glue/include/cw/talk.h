@@ -10,6 +10,7 @@
  */
 #pragma once
 #include "cw/detok.h"
+#include "cw/drafter.h"
 #include "cw/sampler.h"
 #include "cw/speaker.h"
 
@@ -29,6 +30,11 @@ typedef struct {
     /* A pass verified n_drafted tokens, of which n_accepted were right, and took so long. May be NULL. */
     void (*tell)(void *ctx, int n_drafted, int n_accepted, int64_t pass_us);
     void *ctx;
+    /* Guesses for the main model's session without the fallback; borrowed, NULL: none. */
+    cw_drafter *drafter;
+    /* Whether `drafter` guesses for this pass, or else the fallback (which must share the vocabulary); asked
+     * after `length`, where that gave more than 0. NULL: `drafter` where there is one. */
+    bool (*use_drafter)(void *ctx);
 } cw_talk_draft;
 
 typedef struct {
@@ -38,7 +44,8 @@ typedef struct {
      * conversation, to be warm when it must go on. NULL: it does not follow, it reads when its turn comes.
      * Following and drafting need a fallback whose engine shares no pool with the main one's. */
     cw_experts *experts;
-    const cw_talk_draft *draft; /* NULL: no drafting; else a fallback of the same vocabulary; copied */
+    const cw_talk_draft *draft; /* NULL: no drafting; else with a drafter, or a fallback of the same
+                                 * vocabulary; copied */
     /* Asked between tokens while the fallback speaks in the main model's place: can that be reached again?
      * NULL: it is not asked before the next answer. */
     bool (*is_back)(void *ctx);
