@@ -9,7 +9,6 @@
 enum {
     GUESSED_RTT_US = 500,  /* nothing was measured yet */
     GUESSED_CALL_US = 120, /* of a call beside all else */
-    FITTED = 4,            /* rounds after which the plan's round trip is corrected by what they took */
 };
 static const double memory_bytes_us = 8e3; /* a core reads 8 GB/s: for shapes, not for figures */
 static const double guessed_acceptance = 0.75;
@@ -86,22 +85,11 @@ int cli_governed_length(void *ctx)
     return cw_governor_length(&v->g);
 }
 
-/* Time that the plan knows nothing of is most likely one more wait in each layer, not one in each row. */
-static void fit_round_trip(cli_governed *v, int n_drafted, double us)
-{
-    double extra = us - cw_plan_round_us(&v->plan, n_drafted);
-    if (v->n_told == 2 || extra < v->rest_us) v->rest_us = extra; /* the first has nothing ready */
-    if (v->n_told < FITTED || v->rest_us < 0.5 * cw_plan_round_us(&v->plan, n_drafted)) return;
-    v->plan.link.rtt_us += v->rest_us / v->plan.model.n_moe_layers;
-    cw_governor_plan(&v->g, &v->plan);
-}
-
 void cli_governed_tell(void *ctx, int n_drafted, int n_accepted, int64_t pass_us)
 {
-    (void)pass_us; /* what counts is the round, the wait for guesses included */
     cli_governed *v = ctx;
-    int64_t us = cw_now_us() - v->asked_us;
+    int64_t us =
+        cw_now_us() - v->asked_us; /* from asking how many guesses: the wait for them, and the pass */
     v->n_rounds[n_drafted > 0]++;
-    if (v->n_told < FITTED && ++v->n_told > 1) fit_round_trip(v, n_drafted, (double)us);
-    cw_governor_tell(&v->g, n_drafted, n_accepted, us);
+    cw_governor_tell(&v->g, n_drafted, n_accepted, us - pass_us, pass_us);
 }

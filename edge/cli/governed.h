@@ -12,8 +12,6 @@ typedef struct {
     cw_governor g;
     cw_plan plan;
     int64_t asked_us;
-    int n_told;           /* rounds since the plan was made */
-    double rest_us;       /* least time of a first round that the plan does not explain */
     uint64_t n_rounds[2]; /* without and with guesses, of this answer */
 } cli_governed;
 

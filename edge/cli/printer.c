@@ -157,6 +157,7 @@ static void summary_json(cli_printer *p, const cli_summary *s)
     cw_json_kint(&j, "passes", t->n_passes);
     cw_json_kint(&j, "drafted", t->n_drafted);
     cw_json_kint(&j, "accepted", t->n_accepted);
+    cw_json_kint(&j, "wrong_passes", t->n_wrong);
     cw_json_kfixed(&j, "tokens_per_second", cli_tokens_per_second(t), 2);
     cw_json_kfixed(&j, "prefill_ms", (double)t->prefill_us / 1e3, 3);
     cw_json_kfixed(&j, "decode_ms", (double)t->decode_us / 1e3, 3);

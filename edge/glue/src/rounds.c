@@ -99,6 +99,7 @@ cw_status cw_talk_rounds(cw_talk *t, cw_voice *v, cw_talk_stats *st, cw_err *err
             st->n_passes++;
             st->n_drafted += n;
             st->n_accepted += n_right;
+            st->n_wrong += n_right < n && !ended;
             if (t->draft.tell) t->draft.tell(t->draft.ctx, n, n_right, cw_now_us() - t0);
         }
         /* The token that reached the length is said but, as without a draft, not kept in the session. */

@@ -14,9 +14,10 @@
 #include "cw/governor.h"
 
 typedef struct {
-    double first_us, row_us; /* a round of n guesses: first + n * row */
+    double first_us, row_us; /* a pass that verifies n guesses: first + n * row */
     double acceptance, noise;
     double stall_share, stall_us;
+    double guess_us; /* waited for where the guess before was wrong */
 } truth;
 
 static uint64_t seed;
@@ -51,6 +52,7 @@ static double best_rate(const truth *t, bool may_rest)
     double best = 0;
     for (int n = may_rest ? 0 : 1; n <= 32; n++) {
         double us = t->first_us + n * t->row_us + t->stall_share * t->stall_us;
+        us += n * t->guess_us * (1 - pow(t->acceptance, n));
         double r = cw_plan_yield(t->acceptance, n) / us;
         if (r > best) best = r;
     }
@@ -61,14 +63,16 @@ static double best_rate(const truth *t, bool may_rest)
 static double run(cw_governor *g, const truth *t, int rounds)
 {
     double tokens = 0, time = 0;
+    bool wrong = true;
     for (int i = 0; i < rounds; i++) {
         int n = cw_governor_length(g), right = 0;
         assert_in_range(n, 0, 32);
         while (right < n && uniform() < t->acceptance) right++;
-        double us = round_of(t, n);
-        cw_governor_tell(g, n, right, (int64_t)us);
+        double pass = round_of(t, n), wait = wrong ? n * t->guess_us : 0;
+        wrong = right < n || n == 0;
+        cw_governor_tell(g, n, right, (int64_t)wait, (int64_t)pass);
         tokens += 1 + right;
-        time += us;
+        time += wait + pass;
     }
     return tokens / time;
 }
@@ -86,6 +90,7 @@ static const truth links[] = {
      .noise = 0.1,
      .stall_share = 0.1,
      .stall_us = 200000},
+    {.first_us = 3000, .row_us = 50, .acceptance = 0.9, .noise = 0.1, .guess_us = 1500}, /* a slow fallback */
 };
 
 static void it_reaches_nearly_what_the_best_length_would(void **state)
@@ -101,7 +106,7 @@ static void it_reaches_nearly_what_the_best_length_would(void **state)
             run(&g, t, 60);
             double got = run(&g, t, 3000), best = best_rate(t, true);
             /* What exploring costs, and lengths that noise cannot tell apart. */
-            if (got < (wrong == 2 ? 0.75 : 0.8) * best)
+            if (got < 0.9 * best)
                 fail_msg("link %zu, plan %d: %.3f of the best, at %d", i, wrong, got / best,
                          cw_governor_choice(&g));
         }
@@ -110,17 +115,19 @@ static void it_reaches_nearly_what_the_best_length_would(void **state)
 static void it_is_good_within_a_short_answer(void **state)
 {
     (void)state;
-    double sum = 0;
-    int n = 0;
-    for (size_t i = 0; i < sizeof links / sizeof *links; i++)
-        for (int k = 0; k < 40; k++, n++) {
-            seed = 50 * i + (uint64_t)k;
-            cw_plan p = plan_of(links[i].first_us / 4);
-            cw_governor g;
-            cw_governor_init(&g, &p, 32, true);
-            sum += run(&g, &links[i], 40) / best_rate(&links[i], true);
-        }
-    if (sum / n < 0.8) fail_msg("%.3f of the best", sum / n);
+    for (int wrong = 0; wrong < 3; wrong++) {
+        double sum = 0;
+        int n = 0;
+        for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+            for (int k = 0; k < 40; k++, n++) {
+                seed = 50 * i + (uint64_t)k;
+                cw_plan p = plan_of(wrong == 0 ? links[i].first_us / 4 : wrong == 1 ? 100 : 50000);
+                cw_governor g;
+                cw_governor_init(&g, &p, 32, true);
+                sum += run(&g, &links[i], 40) / best_rate(&links[i], true);
+            }
+        if (sum / n < 0.85) fail_msg("plan %d: %.3f of the best", wrong, sum / n);
+    }
 }
 
 static void it_stays_where_nothing_is_gained(void **state)
@@ -172,7 +179,7 @@ static void without_leave_to_rest_it_always_drafts(void **state)
     for (int i = 0; i < 500; i++) {
         int n = cw_governor_length(&g);
         assert_in_range(n, 1, 4);
-        cw_governor_tell(&g, n, 0, 1000 + 500 * n);
+        cw_governor_tell(&g, n, 0, 0, 1000 + 500 * n);
     }
     assert_int_equal(cw_governor_choice(&g), 1);
 }
@@ -187,7 +194,7 @@ static void a_fallback_that_guesses_nothing_is_not_asked_for_long(void **state)
     assert_true(cw_governor_choice(&g) > 0);
     for (int i = 0; i < 60; i++) {
         (void)cw_governor_length(&g);
-        cw_governor_tell(&g, 0, 0, 80000);
+        cw_governor_tell(&g, 0, 0, 0, 80000);
     }
     assert_true(cw_governor_yield(&g, 8) < 1.2);
     char why[256];

@@ -118,6 +118,7 @@ static void the_summary_holds_every_worker(void **state)
                         .n_passes = 20,
                         .n_drafted = 40,
                         .n_accepted = 30,
+                        .n_wrong = 6,
                         .prefill_us = 1500,
                         .decode_us = 2000000};
     cli_worker_line w[2] = {
@@ -131,7 +132,8 @@ static void the_summary_holds_every_worker(void **state)
         content(out),
         "{\"summary\":{\"mode\":\"split\",\"model\":\"big\",\"ended_by_model\":\"small\",\"end\":\"length\","
         "\"prompt_tokens\":9,\"reused_tokens\":4,\"tokens\":50,\"fallback_tokens\":3,"
-        "\"changes_of_model\":1,\"passes\":20,\"drafted\":40,\"accepted\":30,\"tokens_per_second\":25.00,"
+        "\"changes_of_model\":1,\"passes\":20,\"drafted\":40,\"accepted\":30,\"wrong_passes\":6,\"tokens_per_"
+        "second\":25.00,"
         "\"prefill_ms\":1.500,\"decode_ms\":2000.000,\"workers\":["
         "{\"name\":\"a\",\"calls\":7,\"rows\":8,\"bytes_out\":1024,\"bytes_in\":2048,\"up\":true},"
         "{\"name\":\"b\",\"calls\":1,\"rows\":0,\"bytes_out\":0,\"bytes_in\":0,\"up\":false}]}}\n");

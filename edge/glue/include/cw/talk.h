@@ -80,6 +80,8 @@ typedef struct {
     int n_changes;     /* of the speaker */
     int n_passes;      /* of the main model while decoding */
     int n_drafted, n_accepted;
+    int n_wrong; /* passes in which a guess was wrong: accepted / (accepted + wrong) is how often one is right
+                  */
     int64_t prefill_us, decode_us;
 } cw_talk_stats;
 

@@ -2,11 +2,17 @@
  * The governor: how many tokens the fallback guesses before the next pass, none included, so that most
  * tokens come a second. With none allowed it also chooses between split and draft, from pass to pass.
  *
- * It begins with the plan (cw/plan.h), which knows the shape: what a row more costs on this link. What it is
- * told of real rounds corrects that: the ratio of measured to planned time, smoothed over lengths near each
- * other, and how often the guess at each place of a run was right. Old rounds fade, so a link that changes is
- * noticed. It moves only when another length promises clearly more, and looks at others now and then, the
- * more seldom the longer that gained nothing.
+ * What it knows of passes is a line and a curve: a pass of m rows takes
+ *
+ *     first + (m - 1) * row + curve * S(m)
+ *
+ * where S is the shape in which m rows read more experts (cw/plan.h). The plan gives the three numbers to
+ * begin with, and how little they are to be trusted; every pass of whatever length corrects all three
+ * (a Kalman filter), so what short runs cost tells what long ones would. Passes far beyond what is expected
+ * are stalls, counted apart, since they befall every length alike; several in a row are another link. The
+ * time of a guess and how often the guess at each place of a run was right are measured too. Old rounds fade.
+ * It moves only when another length promises clearly more, and looks at another where what it does not know
+ * might be worth it.
  *
  * Pure: no clock and no threads; the same calls give the same choices. Whatever it chooses, the text is the
  * same (docs/NUMERICS.md).
@@ -14,37 +20,40 @@
 #pragma once
 #include "cw/plan.h"
 
-enum { CW_GOVERNOR_RUNGS = 14 };
+enum { CW_GOVERNOR_RUNGS = 14, CW_GOVERNOR_PARTS = 3 };
 
 typedef struct {
-    /* The lengths that are considered, ascending, are cw_governor_rung(0..). */
-    double planned_us[CW_GOVERNOR_RUNGS];
-    double ratio[CW_GOVERNOR_RUNGS], weight[CW_GOVERNOR_RUNGS];        /* measured to planned; rounds */
-    double usual[CW_GOVERNOR_RUNGS];                                   /* the same as a running median */
-    double stalled_us;                                                 /* a round, beyond what is usual */
+    /* Of a pass: first, row, curve, in microseconds; and how uncertain (covariance). */
+    double x[CW_GOVERNOR_PARTS], p[CW_GOVERNOR_PARTS][CW_GOVERNOR_PARTS];
+    double shape[CW_PLAN_DRAFT_MAX + 2]; /* S by rows, S(1) = 0, S(2) = 1 */
+    double planned_us;                   /* first, as the plan has it */
+    double guess_us;                     /* of one guess */
+    double shown;      /* part of the guessing that is waited for when all guesses before were right */
+    double stalled_us; /* a round, beyond what is usual */
     double right[CW_PLAN_DRAFT_MAX + 1], tried[CW_PLAN_DRAFT_MAX + 1]; /* by place in the run, from 1 */
     double acceptance;                                                 /* expected before any guess */
     int low, high;                                                     /* rungs that may be chosen */
     int rung;                                                          /* the choice */
-    int probe; /* a rung that is looked at for a few rounds; -1: none */
-    int probe_left, probe_in, probe_gap;
-    int skip;   /* rounds whose time is not typical: the first after a change has no guesses ready */
-    int streak; /* of rounds that took longer (or less, negative) than expected */
-    int stayed; /* rounds since the choice changed */
-    int asked;  /* by the last cw_governor_length */
+    int probe; /* a rung that is looked at in this round; -1: none */
+    int probe_in, probe_gap;
+    int streak;        /* of passes that took far more (or less, negative) than expected */
+    int stayed;        /* rounds since the choice changed */
+    int asked;         /* by the last cw_governor_length */
+    int n_before;      /* guesses of the round before; */
+    bool wrong_before; /* one of them was wrong, or it is the first */
     uint64_t n_rounds, n_changes, n_probes;
 } cw_governor;
 
 /* Runs of at most `max` (1..CW_PLAN_DRAFT_MAX); may_rest: 0 may be chosen. */
 void cw_governor_init(cw_governor *g, const cw_plan *p, int max, bool may_rest);
-/* What is known of link and workers has changed: the measured ratios count for less from now on. */
+/* The link has become another, by the plan's knowledge of it. */
 void cw_governor_plan(cw_governor *g, const cw_plan *p);
 
 /* The length for the next round. */
 int cw_governor_length(cw_governor *g);
-/* A round is over: guesses that were made, how many were right, and the time from asking for the length to
- * now. */
-void cw_governor_tell(cw_governor *g, int n_drafted, int n_accepted, int64_t round_us);
+/* A round is over: guesses that were made, how many were right, how long the pass had to wait for them, and
+ * how long it took. */
+void cw_governor_tell(cw_governor *g, int n_drafted, int n_accepted, int64_t wait_us, int64_t pass_us);
 
 /* What it expects of runs of n guesses. */
 double cw_governor_round_us(const cw_governor *g, int n);
