@@ -114,6 +114,12 @@ cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err)
     return CW_OK;
 }
 
+const float *cw_talk_logits(const cw_talk *t)
+{
+    const cw_voice *v = t->n_spans ? t->spans[t->n_spans - 1].by : NULL;
+    return v ? v->logits : NULL;
+}
+
 const char *cw_talk_text(const cw_talk *t, size_t *len)
 {
     *len = t->text_len;

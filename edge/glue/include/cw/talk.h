@@ -103,6 +103,10 @@ CW_MUST_USE cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err);
 CW_MUST_USE cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats,
                                      cw_err *err);
 
+/* The logits after the last token of the session of whoever spoke last, [its vocabulary]: that session's
+ * tokens, KV rows and these are all of its state. Borrowed until the next answer. For tests and digests. */
+const float *cw_talk_logits(const cw_talk *t);
+
 /* Text of the last answer, reasoning and its marks included; borrowed until the next. */
 const char *cw_talk_text(const cw_talk *t, size_t *len);
 /* Part i of that text: who wrote it and its first byte. false: there is no such part. */

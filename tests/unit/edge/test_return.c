@@ -1,0 +1,413 @@
+/*
+ * Offline and back: when the main model takes an answer back from the fallback, its session (tokens, KV rows,
+ * logits) equals, byte for byte, one that was never offline and was given the same text; and so does the
+ * fallback's. The experts are local ones behind a gate that closes after a number of calls and opens again
+ * after a number of the fallback's tokens. Models are the shipped demo pair; a fallback with another
+ * vocabulary is the student with tokens exchanged.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "cw/demo_path.h"
+#include "cw/fs.h"
+#include "cw/mem.h"
+#include "cw/shadow.h"
+#include "cw/talk.h"
+
+enum { CTX = 512, MAX_CUTS = 4 };
+
+/* After so many calls out of reach, until the fallback has been asked so many times. */
+typedef struct {
+    int calls, away;
+} cut;
+
+typedef struct {
+    cw_experts base;
+    cw_experts *inner;
+    cut cuts[MAX_CUTS + 1]; /* calls 0 with away 0: none any more */
+    int at, n_calls, n_asked;
+    bool closed;
+} gate;
+
+static struct {
+    cw_speaker *teacher, *student, *stranger;
+    cw_expert_set *set;
+    gate gate;
+} demo;
+
+static cw_status gate_submit(cw_experts *self, const cw_expert_call *call, uint64_t *ticket, cw_err *err)
+{
+    gate *g = (gate *)self;
+    const cut *c = &g->cuts[g->at];
+    if (g->closed) return CW_FAIL(err, CW_STATUS_UNREACHABLE, "the gate is closed");
+    if (c->away && g->n_calls == c->calls) {
+        g->closed = true;
+        g->n_asked = 0;
+        return CW_FAIL(err, CW_STATUS_UNREACHABLE, "the gate closes");
+    }
+    g->n_calls++;
+    return cw_experts_submit(g->inner, call, ticket, err);
+}
+
+static cw_status gate_collect(cw_experts *self, uint64_t ticket, cw_expert_reply *out, cw_err *err)
+{
+    return cw_experts_collect(((gate *)self)->inner, ticket, out, err);
+}
+
+static void gate_destroy(cw_experts *self)
+{
+    (void)self;
+}
+
+static const cw_experts_vtable gate_vtable = {gate_submit, gate_collect, gate_destroy};
+
+static bool gate_opens(void *ctx)
+{
+    gate *g = ctx;
+    if (g->closed && g->n_asked++ >= g->cuts[g->at].away) {
+        g->closed = false;
+        g->at++;
+        g->n_calls = 0;
+    }
+    return !g->closed;
+}
+
+static void set_gate(const cut cuts[MAX_CUTS])
+{
+    memset(demo.gate.cuts, 0, sizeof demo.gate.cuts);
+    if (cuts) memcpy(demo.gate.cuts, cuts, MAX_CUTS * sizeof *cuts);
+    demo.gate.at = demo.gate.n_calls = demo.gate.n_asked = 0;
+    demo.gate.closed = false;
+}
+
+static cw_speaker *open_file(const char *path, cw_engine_role role)
+{
+    cw_err err;
+    cw_speaker *s = NULL;
+    cw_speaker_options o = {
+        .path = path, .engine = {.role = role, .n_threads = 1}, .session = {.n_ctx = CTX}};
+    if (cw_speaker_open(&o, &s, &err) != CW_OK) fail_msg("%s", err.text);
+    return s;
+}
+
+static char *path_of(const char *file)
+{
+    cw_err err;
+    char *path = NULL;
+    if (cw_demo_path(file, &path, &err) != CW_OK) fail_msg("%s", err.text);
+    return path;
+}
+
+/* The first string equal to `text` (a length and the bytes) behind byte `from`. */
+static uint8_t *find_string(uint8_t *data, size_t n, size_t from, const char *text)
+{
+    size_t len = strlen(text);
+    for (size_t i = from; i + 8 + len <= n; i++) {
+        uint64_t l;
+        memcpy(&l, data + i, 8);
+        if (l == len && memcmp(data + i + 8, text, len) == 0) return data + i + 8;
+    }
+    fail_msg("the model file has no token '%s'", text);
+    return NULL;
+}
+
+/* The student with the names of some of its tokens exchanged: it writes other words, and speaks another
+ * vocabulary. */
+static cw_speaker *open_stranger(void)
+{
+    static const char *const pairs[][2] = {{"\xc4\xa0the", "\xc4\xa0"
+                                                           "and"},
+                                           {"0", "5"},
+                                           {"\xc4\xa0was", "\xc4\xa0you"}};
+    cw_err err;
+    char *data = NULL;
+    size_t n;
+    char *from = path_of(CW_DEMO_FALLBACK), to[] = "/tmp/cw_strangerXXXXXX";
+    if (cw_fs_read(from, 1 << 24, &data, &n, &err) != CW_OK) fail_msg("%s", err.text);
+    size_t tokens = (size_t)(find_string((uint8_t *)data, n, 0, "tokenizer.ggml.tokens") - (uint8_t *)data);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        uint8_t *a = find_string((uint8_t *)data, n, tokens, pairs[i][0]),
+                *b = find_string((uint8_t *)data, n, tokens, pairs[i][1]);
+        memcpy(a, pairs[i][1], strlen(pairs[i][1]));
+        memcpy(b, pairs[i][0], strlen(pairs[i][0]));
+    }
+    int fd = mkstemp(to);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, n), (ssize_t)n);
+    close(fd);
+    cw_speaker *s = open_file(to, CW_ENGINE_LOCAL);
+    unlink(to);
+    cw_free(data);
+    cw_free(from);
+    return s;
+}
+
+static int open_models(void **state)
+{
+    (void)state;
+    cw_err err;
+    char *teacher = path_of(CW_DEMO_MODEL), *student = path_of(CW_DEMO_FALLBACK);
+    demo.teacher = open_file(teacher, CW_ENGINE_EDGE);
+    demo.student = open_file(student, CW_ENGINE_LOCAL);
+    demo.stranger = open_stranger();
+    cw_free(teacher);
+    cw_free(student);
+    assert_false(cw_tok_same_vocab(cw_speaker_tok(demo.teacher), cw_speaker_tok(demo.stranger)));
+    cw_engine *e = cw_speaker_engine(demo.teacher);
+    const cw_model_config *c = cw_engine_config(e);
+    if (cw_expert_set_new(c->n_layers, c->n_experts, cw_engine_expert_shapes(e), &demo.set, &err) != CW_OK)
+        return -1;
+    for (int l = c->n_dense; l < c->n_layers; l++)
+        for (int x = 0; x < c->n_experts; x++)
+            if (cw_expert_set_add_from_gguf(demo.set, cw_speaker_file(demo.teacher), l, x, &err) != CW_OK)
+                return -1;
+    demo.gate.base.vt = &gate_vtable;
+    if (cw_experts_local_new(demo.set, cw_engine_kernels(e), NULL, cw_engine_max_rows(e), c->n_used,
+                             &demo.gate.inner, &err) != CW_OK)
+        return -1;
+    cw_engine_set_experts(e, &demo.gate.base);
+    return 0;
+}
+
+static int close_models(void **state)
+{
+    (void)state;
+    cw_speaker_close(&demo.teacher);
+    cw_speaker_close(&demo.student);
+    cw_speaker_close(&demo.stranger);
+    cw_experts_free(&demo.gate.inner);
+    cw_expert_set_free(&demo.set);
+    return 0;
+}
+
+/* --- one answer --- */
+
+typedef struct {
+    const char *question;
+    cw_speaker *fallback;
+    bool follows; /* the fallback's cache follows the conversation, on a thread of its own */
+    int draft;
+    cw_sampler_params sampler;
+    int max_tokens;
+} how;
+
+typedef struct {
+    char text[16384]; /* as pieces came, marks left out */
+    char notices[4096];
+    cw_talk_stats stats;
+    float *logits; /* the teacher's */
+} outcome;
+
+static void hear(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len)
+{
+    (void)model;
+    outcome *o = ctx;
+    if (kind != CW_SPAN_MARKER) strncat(o->text, text, len);
+}
+
+static void notice(void *ctx, const char *sentence)
+{
+    outcome *o = ctx;
+    size_t n = strlen(o->notices);
+    snprintf(o->notices + n, sizeof o->notices - n, "%s\n", sentence);
+}
+
+static cw_talk *open_talk(const how *h, outcome *o)
+{
+    cw_talk_draft d = {.max = h->draft};
+    cw_talk_options to = {.main = demo.teacher,
+                          .fallback = h->fallback,
+                          .experts = h->follows ? &demo.gate.base : NULL,
+                          .draft = h->draft ? &d : NULL,
+                          .is_back = gate_opens,
+                          .is_back_ctx = &demo.gate,
+                          .sampler = h->sampler,
+                          .max_tokens = h->max_tokens,
+                          .sink = {hear, notice, o}};
+    cw_talk *t = NULL;
+    cw_err err;
+    if (cw_talk_new(&to, &t, &err) != CW_OK) fail_msg("%s", err.text);
+    return t;
+}
+
+/* Two sessions of one engine hold the same tokens; do they hold the same rows? */
+static void assert_same_rows(cw_session *a, cw_session *b)
+{
+    int n, n_b, n_layers = cw_engine_config(cw_session_engine(a))->n_layers;
+    const int32_t *tokens = cw_session_tokens(a, &n), *tokens_b = cw_session_tokens(b, &n_b);
+    assert_int_equal(n, n_b);
+    assert_memory_equal(tokens, tokens_b, (size_t)n * sizeof *tokens);
+    for (int l = 0; l < n_layers; l++)
+        for (int p = 0; p < n; p++) {
+            size_t bytes, bytes_b;
+            const void *row = cw_session_kv_row(a, l, p, &bytes),
+                       *row_b = cw_session_kv_row(b, l, p, &bytes_b);
+            assert_int_equal(bytes, bytes_b);
+            if (memcmp(row, row_b, bytes) != 0) fail_msg("layer %d, position %d: other rows", l, p);
+        }
+}
+
+/* What the speaker's session holds against a session that reads its tokens in one go. */
+static void assert_as_if_never_away(cw_speaker *s, const float *logits)
+{
+    cw_err err;
+    cw_session *fresh = NULL;
+    cw_session_options so = {.n_ctx = CTX};
+    int n, n_vocab = cw_engine_config(cw_speaker_engine(s))->n_vocab;
+    const int32_t *tokens = cw_session_tokens(cw_speaker_session(s), &n);
+    float *want = cw_calloc((size_t)n_vocab, sizeof *want);
+    assert_non_null(want);
+    if (cw_session_new(cw_speaker_engine(s), &so, &fresh, &err) != CW_OK) fail_msg("%s", err.text);
+    if (n > 0 && cw_session_eval(fresh, tokens, n, want, NULL, &err) != CW_OK) fail_msg("%s", err.text);
+    assert_same_rows(cw_speaker_session(s), fresh);
+    if (logits) assert_memory_equal(logits, want, (size_t)n_vocab * sizeof *want);
+    cw_session_free(&fresh);
+    cw_free(want);
+}
+
+/* The session holds the prompt and what was said, in its own tokens and no others. */
+static void assert_holds_the_answer(cw_speaker *s, const how *h, const cw_talk *t, const outcome *o)
+{
+    int n, n_prompt = o->stats.n_prompt;
+    const int32_t *tokens = cw_session_tokens(cw_speaker_session(s), &n);
+    int32_t *ids = NULL;
+    size_t n_ids, len, n_text;
+    cw_err err;
+    char *said = NULL;
+    const char *text = cw_talk_text(t, &len);
+    cw_chat_message m = {"user", (char *)h->question, strlen(h->question)};
+    const cw_chat *chat = cw_speaker_chat(s, &err);
+    assert_int_equal(cw_chat_encode(chat, cw_speaker_tok(s), &m, 1, true, &ids, &n_ids, &err), CW_OK);
+    assert_int_equal(n_ids, n_prompt);
+    assert_true(n >= n_prompt);
+    assert_memory_equal(tokens, ids, n_ids * sizeof *ids);
+    assert_int_equal(
+        cw_tok_decode(cw_speaker_tok(s), tokens + n_prompt, (size_t)(n - n_prompt), 0, &said, &n_text, &err),
+        CW_OK);
+    if (o->stats.end == CW_TALK_STOP) assert_int_equal(n_text, len);
+    assert_true(n_text <= len);
+    assert_memory_equal(said, text, n_text);
+    cw_free(said);
+    cw_free(ids);
+}
+
+static void run(const how *h, const cut cuts[MAX_CUTS], outcome *o)
+{
+    cw_err err;
+    memset(o, 0, sizeof *o);
+    set_gate(cuts);
+    cw_session_rewind(cw_speaker_session(demo.teacher), 0);
+    cw_talk *t = open_talk(h, o);
+    cw_chat_message m = {"user", (char *)h->question, strlen(h->question)};
+    cw_talk_prompt p = {.messages = &m, .n_messages = 1};
+    if (cw_talk_answer(t, &p, &o->stats, &err) != CW_OK) fail_msg("%s", err.text);
+    if (strcmp(o->stats.model, cw_speaker_name(demo.teacher)) == 0) {
+        size_t n = (size_t)cw_engine_config(cw_speaker_engine(demo.teacher))->n_vocab;
+        o->logits = cw_calloc(n, sizeof *o->logits);
+        assert_non_null(o->logits);
+        memcpy(o->logits, cw_talk_logits(t), n * sizeof *o->logits);
+        assert_holds_the_answer(demo.teacher, h, t, o);
+    }
+    cw_talk_free(&t); /* the fallback's thread has ended, the experts are the gate again */
+    set_gate(NULL);
+    if (o->logits) assert_as_if_never_away(demo.teacher, o->logits);
+    assert_as_if_never_away(h->fallback, NULL);
+    cw_free(o->logits);
+}
+
+/* Calls of the four MoE layers: 4 of the prompt, then 4 of each token. */
+static const struct {
+    const char *when;
+    cut cuts[MAX_CUTS];
+} stories[] = {
+    {"before the prompt", {{0, 3}}},
+    {"in the prompt", {{2, 5}}},
+    {"at the first token", {{4, 4}}},
+    {"in thinking", {{4 * 13, 6}}},
+    {"in a token's third layer", {{4 * 20 + 2, 1}}},
+    {"in the answer", {{4 * 58 + 1, 3}}},
+    {"thrice, with one token between", {{4 * 6, 7}, {8, 1}, {4, 12}}},
+    {"at once again", {{4 * 9, 5}, {1, 4}, {0, 3}}},
+    {"for a token only", {{4 * 11 + 3, 0 + 1}, {4 * 2, 1}}},
+};
+
+static void tell(const how *h, const outcome *o, const char *when)
+{
+    int want = 0;
+    for (size_t i = 0; i < sizeof stories / sizeof *stories; i++)
+        if (strcmp(stories[i].when, when) == 0)
+            while (want < MAX_CUTS && stories[i].cuts[want].away) want++;
+    if (o->stats.n_changes != 2 * want || strcmp(o->stats.model, cw_speaker_name(demo.teacher)) != 0)
+        fail_msg("%s, %s: %d changes instead of %d, ended by %s\n%s", h->question, when, o->stats.n_changes,
+                 2 * want, o->stats.model, o->notices);
+    assert_true(o->stats.n_fallback > 0);
+}
+
+static void every_story(how h)
+{
+    outcome o;
+    for (size_t i = 0; i < sizeof stories / sizeof *stories; i++) {
+        run(&h, stories[i].cuts, &o);
+        tell(&h, &o, stories[i].when);
+    }
+}
+
+static const char sum[] = "What is 347 + 285?", fox[] = "Tell me a story about a brave fox.";
+
+static void a_cold_fallback_gives_the_answer_back_unchanged(void **state)
+{
+    (void)state;
+    how h = {.question = sum, .fallback = demo.student, .sampler = CW_SAMPLER_GREEDY};
+    every_story(h);
+    h.question = fox, h.sampler.temperature = 0.8f, h.sampler.seed = 5, h.max_tokens = 90;
+    every_story(h);
+}
+
+static void a_following_fallback_gives_the_answer_back_unchanged(void **state)
+{
+    (void)state;
+    how h = {.question = sum, .fallback = demo.student, .follows = true, .sampler = CW_SAMPLER_GREEDY};
+    every_story(h);
+    h.question = fox, h.sampler.temperature = 0.8f, h.sampler.repeat_penalty = 1.2f, h.max_tokens = 90;
+    every_story(h);
+}
+
+static void drafting_makes_no_difference(void **state)
+{
+    (void)state;
+    how h = {.question = sum, .fallback = demo.student, .draft = 4, .sampler = CW_SAMPLER_GREEDY};
+    static const cut cuts[][MAX_CUTS] = {{{2, 3}}, {{4, 3}}, {{4 * 3 + 1, 9}}, {{4 * 2, 5}, {5, 2}}};
+    for (int follows = 0; follows < 2; follows++)
+        for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+            outcome o;
+            h.follows = follows;
+            run(&h, cuts[i], &o);
+            assert_true(o.stats.n_changes >= 2 && o.stats.n_changes % 2 == 0);
+            assert_true(o.stats.n_drafted > 0);
+        }
+}
+
+static void another_vocabulary_makes_no_difference(void **state)
+{
+    (void)state;
+    how h = {.question = fox, .fallback = demo.stranger, .sampler = CW_SAMPLER_GREEDY, .max_tokens = 100};
+    every_story(h);
+    h.follows = true, h.sampler.temperature = 1.2f, h.sampler.seed = 3; /* words in unusual pieces */
+    every_story(h);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cold_fallback_gives_the_answer_back_unchanged),
+        cmocka_unit_test(a_following_fallback_gives_the_answer_back_unchanged),
+        cmocka_unit_test(drafting_makes_no_difference),
+        cmocka_unit_test(another_vocabulary_makes_no_difference),
+    };
+    return cmocka_run_group_tests(tests, open_models, close_models);
+}
