@@ -26,7 +26,7 @@ typedef struct {
     bool no_ipc;
     /* answer */
     const char *prompt, *system, *session;
-    bool raw, json, quiet;
+    bool raw, json, quiet, digest;
     int64_t max_tokens, top_k, seed, repeat_last;
     double temp, top_p, min_p, repeat_penalty;
     /* logits */

@@ -58,6 +58,8 @@ static void print_summary(chat *c)
         .counts = cli_setup_counts(&c->setup),
         .governor = c->setup.governed.on && c->last.n_passes ? &c->setup.governed.g : NULL,
     };
+    cw_err err;
+    if (c->o->digest && cli_digest_talk(c->talk, &sum.state, &err) != CW_OK) (void)cli_fail(&err);
     cli_printer_summary(&c->printer, &sum);
 }
 
@@ -293,6 +295,7 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
     cli_line *line = NULL;
     c.o = o;
     if (o->raw && o->system) return cli_usage("--system is part of a chat template, which --raw leaves out");
+    if (o->digest && !o->json) return cli_usage("--digest is part of the summary of --json");
     cli_printer_init(&c.printer, o->json, o->quiet, stdout, stderr);
     c.printer.on_failure = cw_signal_stop;
     cw_status s = cli_setup_open(o, &c.setup, &err);

@@ -3,6 +3,7 @@
 #include "cw/bytes.h"
 #include "cw/mem.h"
 #include "cw/signal.h"
+#include "digest.h"
 #include "lists.h"
 #include "setup.h"
 
@@ -15,14 +16,20 @@ typedef struct {
     int32_t *tokens, *after;
     size_t n_tokens, n_after;
     int chunk, n_vocab;
-    float *rows; /* [most rows wanted from one pass, n_vocab] */
+    bool digest;       /* of the state after the last token */
+    const float *last; /* its logits */
+    float *rows;       /* [most rows wanted from one pass, n_vocab] */
     FILE *out;
 } job;
 
 static cw_status read_lists(const cli_options *o, job *j, cw_err *err)
 {
     CW_TRY(cli_list_read(o->tokens, "--tokens", &j->tokens, &j->n_tokens, err));
-    CW_TRY(cli_list_read(o->after, "--after", &j->after, &j->n_after, err));
+    if (!o->digest && (!o->after || !o->out))
+        return CW_FAIL(err, CW_STATUS_INVALID, "--after and --out are needed, or --digest");
+    if (!o->after != !o->out) return CW_FAIL(err, CW_STATUS_INVALID, "--after and --out belong together");
+    j->digest = o->digest;
+    if (o->after) CW_TRY(cli_list_read(o->after, "--after", &j->after, &j->n_after, err));
     for (size_t i = 0; i < j->n_after; i++)
         if (j->after[i] < 1 || (size_t)j->after[i] > j->n_tokens)
             return CW_FAIL(err, CW_STATUS_INVALID, "--after %d: there are %zu tokens", j->after[i],
@@ -33,7 +40,7 @@ static cw_status read_lists(const cli_options *o, job *j, cw_err *err)
 /* How many of the last rows of the pass over tokens [from, to) are needed to have every wanted one. */
 static int rows_wanted(const job *j, size_t from, size_t to)
 {
-    size_t first = to;
+    size_t first = j->digest && to == j->n_tokens ? to - 1 : to;
     for (size_t i = 0; i < j->n_after; i++) {
         size_t row = (size_t)j->after[i] - 1;
         if (row >= from && row < first) first = row;
@@ -95,8 +102,19 @@ static cw_status evaluate(job *j, cw_engine *e, cw_session *s, cw_err *err)
         };
         CW_TRY(cw_engine_forward(e, &item, 1, cw_signal_interrupt_flag(), err));
         CW_TRY(write_pass(j, from, to, item.n_logits, err));
+        if (item.n_logits) j->last = j->rows + (size_t)(item.n_logits - 1) * (size_t)j->n_vocab;
     }
     return CW_OK;
+}
+
+static cw_status print_digest(const job *j, const cw_session *s, cw_err *err)
+{
+    cli_digest d;
+    cw_json out;
+    CW_TRY(cli_digest_session(s, j->last, &d, err));
+    cw_json_to_file(&out, stdout);
+    cli_digest_json(&out, &d);
+    return cw_json_done(&out) ? CW_OK : CW_FAIL(err, CW_STATUS_IO, "standard output could not be written");
 }
 
 static cw_status with_engine(const cli_options *o, job *j, const cw_gguf *g, cw_engine *e, cw_err *err)
@@ -111,11 +129,12 @@ static cw_status with_engine(const cli_options *o, job *j, const cw_gguf *g, cw_
     cw_session_options so = cli_session_options(o);
     so.n_ctx = ctx ? ctx : need;
     if (st == CW_OK) st = cw_session_new(e, &so, &s, err);
-    if (st == CW_OK) {
+    if (st == CW_OK && o->out) {
         j->out = fopen(o->out, "wb");
         if (!j->out) st = CW_FAIL(err, CW_STATUS_IO, "cannot write %s: %s", o->out, strerror(errno));
     }
     if (st == CW_OK) st = evaluate(j, e, s, err);
+    if (st == CW_OK && j->digest) st = print_digest(j, s, err);
     if (j->out && fclose(j->out) != 0 && st == CW_OK)
         st = CW_FAIL(err, CW_STATUS_IO, "cannot write %s: %s", o->out, strerror(errno));
     cw_session_free(&s);

@@ -30,7 +30,8 @@ static cw_status keep_answer(cli_keep *k, cw_conversation *c, const cw_talk *tal
     return CW_OK;
 }
 
-static void summarise(cli_setup *s, const cw_talk_stats *stats, cli_printer *printer)
+static cw_status summarise(const cli_options *o, cli_setup *s, const cw_talk *talk,
+                           const cw_talk_stats *stats, cli_printer *printer, cw_err *err)
 {
     static cli_worker_line workers[CLI_MAX_WORKERS];
     cli_summary sum = {
@@ -42,7 +43,9 @@ static void summarise(cli_setup *s, const cw_talk_stats *stats, cli_printer *pri
         .counts = cli_setup_counts(s),
         .governor = s->governed.on && stats->n_passes ? &s->governed.g : NULL,
     };
+    if (o->digest) CW_TRY(cli_digest_talk(talk, &sum.state, err));
     cli_printer_summary(printer, &sum);
+    return CW_OK;
 }
 
 static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, cli_printer *printer,
@@ -67,7 +70,7 @@ static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, 
         st = cw_talk_answer(talk, &p, &stats, err);
         if (stats.n_tokens > 0 || st == CW_OK) cli_printer_end(printer);
         if (st == CW_OK) st = keep_answer(&keep, &c, talk, err);
-        if (st == CW_OK) summarise(s, &stats, printer);
+        if (st == CW_OK) st = summarise(o, s, talk, &stats, printer, err);
     }
     cw_free(raw);
     cw_conversation_clear(&c);
@@ -80,6 +83,7 @@ int cli_run(const cli_options *o, const cw_parsed *p)
 {
     (void)p;
     if (o->raw && o->system) return cli_usage("--system is part of a chat template, which --raw leaves out");
+    if (o->digest && !o->json) return cli_usage("--digest is part of the summary of --json");
     if (strcmp(o->prompt, "-") == 0 && o->join && strcmp(o->join, "-") == 0)
         return cli_usage("--prompt and --join cannot both be read from standard input");
     char *prompt = NULL;

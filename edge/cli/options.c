@@ -91,6 +91,10 @@ static const cw_option answer_rows[] = {
      "how many tokens back the penalty looks; -1: all"},
     {"json", 0, CW_OPT_FLAG, AT(json), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
      "one JSON object a line: pieces of text, then a summary"},
+    {"digest", 0, CW_OPT_FLAG, AT(digest), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "with --json: the summary has the tokens that the session holds and a digest of them, their KV rows and "
+     "the logits behind them"
+     "; equal digests are equal states"},
     {"quiet", 'q', CW_OPT_FLAG, AT(quiet), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
      "no progress, no mode line, no summary on stderr"},
     {0},
@@ -105,12 +109,15 @@ static const cw_option prompt_rows[] = {
 static const cw_option logits_rows[] = {
     {"tokens", 0, CW_OPT_STRING, AT(tokens), "LIST|@file", NULL, 0, 0, NULL, NULL, "Logits",
      CW_OPT_REQUIRED | CW_OPT_NO_ENV, "token ids, separated by commas or white space"},
-    {"after", 0, CW_OPT_STRING, AT(after), "LIST|@file", NULL, 0, 0, NULL, NULL, NULL,
-     CW_OPT_REQUIRED | CW_OPT_NO_ENV, "one row of logits after each of these numbers of tokens"},
-    {"out", 0, CW_OPT_STRING, AT(out), "FILE", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_REQUIRED | CW_OPT_NO_ENV,
+    {"after", 0, CW_OPT_STRING, AT(after), "LIST|@file", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "one row of logits after each of these numbers of tokens"},
+    {"out", 0, CW_OPT_STRING, AT(out), "FILE", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
      "raw little-endian f32, one row of the vocabulary's size for each entry of --after"},
     {"chunk", 0, CW_OPT_INT, AT(chunk), "N", NULL, 0, 1 << 16, "0", NULL, NULL, 0,
      "tokens in one pass, 0: 256; the logits do not depend on it"},
+    {"digest", 0, CW_OPT_FLAG, AT(digest), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "print the digest of the state after all tokens, as run --json --digest has it; needs no --after and "
+     "--out"},
     {0},
 };
 
@@ -231,7 +238,7 @@ static const cw_command commands[] = {
      0,
      NULL},
     {"logits",
-     "--tokens LIST --after LIST --out FILE [-m MODEL] [--join STRING] [options]",
+     "--tokens LIST (--after LIST --out FILE | --digest) [-m MODEL] [--join STRING] [options]",
      "write raw logits",
      "For tests and comparisons. With --join the experts run on the cluster; the bits are the same.",
      "  causeway logits -m model.gguf --tokens 1,5,9 --after 1,3 --out rows.f32",

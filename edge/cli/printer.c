@@ -175,6 +175,10 @@ static void summary_json(cli_printer *p, const cli_summary *s)
         cw_json_kuint(&j, "late", n->late);
     }
     if (s->governor) governor_json(&j, s->governor);
+    if (s->state.known) {
+        cw_json_key(&j, "state");
+        cli_digest_json(&j, &s->state);
+    }
     cw_json_key(&j, "workers");
     cw_json_array(&j);
     for (size_t i = 0; i < s->n_workers; i++) {

@@ -9,6 +9,7 @@
 #include "cw/mainland.h"
 #include "cw/governor.h"
 #include "cw/talk.h"
+#include "digest.h"
 #include <stdio.h>
 
 typedef struct {
@@ -46,6 +47,7 @@ typedef struct {
     size_t n_workers;
     const cw_mainland_counts *counts; /* NULL: no workers */
     const cw_governor *governor;      /* NULL: lengths of drafts were not chosen */
+    cli_digest state;                 /* --digest */
 } cli_summary;
 
 void cli_printer_summary(cli_printer *p, const cli_summary *s);

@@ -114,10 +114,13 @@ cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err)
     return CW_OK;
 }
 
-const float *cw_talk_logits(const cw_talk *t)
+bool cw_talk_state(const cw_talk *t, const cw_session **session, const float **logits)
 {
     const cw_voice *v = t->n_spans ? t->spans[t->n_spans - 1].by : NULL;
-    return v ? v->logits : NULL;
+    if (!v || (t->shadow && v == &t->fallback)) return false;
+    *session = cw_speaker_session(v->speaker);
+    *logits = v->logits;
+    return true;
 }
 
 const char *cw_talk_text(const cw_talk *t, size_t *len)

@@ -310,7 +310,11 @@ static void run(const how *h, const cut cuts[MAX_CUTS], outcome *o)
         size_t n = (size_t)cw_engine_config(cw_speaker_engine(demo.teacher))->n_vocab;
         o->logits = cw_calloc(n, sizeof *o->logits);
         assert_non_null(o->logits);
-        memcpy(o->logits, cw_talk_logits(t), n * sizeof *o->logits);
+        const cw_session *session;
+        const float *logits;
+        assert_true(cw_talk_state(t, &session, &logits));
+        assert_ptr_equal(session, cw_speaker_session(demo.teacher));
+        memcpy(o->logits, logits, n * sizeof *o->logits);
         assert_holds_the_answer(demo.teacher, h, t, o);
     }
     cw_talk_free(&t); /* the fallback's thread has ended, the experts are the gate again */

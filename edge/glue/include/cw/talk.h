@@ -103,9 +103,12 @@ CW_MUST_USE cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err);
 CW_MUST_USE cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats,
                                      cw_err *err);
 
-/* The logits after the last token of the session of whoever spoke last, [its vocabulary]: that session's
- * tokens, KV rows and these are all of its state. Borrowed until the next answer. For tests and digests. */
-const float *cw_talk_logits(const cw_talk *t);
+/*
+ * The state that the last answer left in the session of whoever spoke last: its tokens and KV rows, and the
+ * logits after its last token, [its vocabulary]. Borrowed until the next answer. false: nothing was
+ * answered, or that speaker goes on following the conversation on a thread of its own.
+ */
+bool cw_talk_state(const cw_talk *t, const cw_session **session, const float **logits);
 
 /* Text of the last answer, reasoning and its marks included; borrowed until the next. */
 const char *cw_talk_text(const cw_talk *t, size_t *len);
