@@ -248,28 +248,42 @@ static void keys(builder *b)
         if (s->keys[i].suffix) put_key(b, s->keys[i].suffix, &s->keys[i]);
 }
 
+static void block(builder *b, int l)
+{
+    const model_spec *s = b->s;
+    vector(b, l, "attn_norm.weight", s->d, 1);
+    if (strcmp(s->arch, "deepseek2") == 0)
+        mla_block(b, l);
+    else
+        gqa_block(b, l);
+    vector(b, l, "ffn_norm.weight", s->d, 1);
+    if (s->experts && l >= s->dense && !(l >= s->layers && s->dense_nextn))
+        moe_block(b, l);
+    else
+        feed_forward(b, l, "", s->ff);
+}
+
+static void nextn_block(builder *b, int l)
+{
+    vector(b, l, "nextn.enorm.weight", b->s->d, 1);
+    vector(b, l, "nextn.hnorm.weight", b->s->d, 1);
+    matrix(b, l, "nextn.eh_proj", 2 * b->s->d, b->s->d);
+    vector(b, l, "nextn.shared_head_norm.weight", b->s->d, 1);
+    block(b, l);
+}
+
 uint8_t *model_file_bytes(const model_spec *s, size_t *n)
 {
     builder b = {s, gguf_writer_new(), s->seed};
-    bool mla = strcmp(s->arch, "deepseek2") == 0;
     keys(&b);
-    tensor(&b, "token_embd.weight", s->type, s->d, s->vocab, 1, 0);
-    tensor(&b, "output_norm.weight", CW_TYPE_F32, s->d, 1, 1, 1);
-    if (!s->tied) tensor(&b, "output.weight", s->type, s->d, s->vocab, 1, 0);
-    if (s->rope_divisors) tensor(&b, "rope_freqs.weight", CW_TYPE_F32, s->rope / 2, 1, 1, 4);
-    for (int l = 0; l < s->layers; l++) {
-        vector(&b, l, "attn_norm.weight", s->d, 1);
-        if (mla)
-            mla_block(&b, l);
-        else
-            gqa_block(&b, l);
-        vector(&b, l, "ffn_norm.weight", s->d, 1);
-        if (s->experts && l >= s->dense)
-            moe_block(&b, l);
-        else
-            feed_forward(&b, l, "", s->ff);
+    if (!s->only_nextn) {
+        tensor(&b, "token_embd.weight", s->type, s->d, s->vocab, 1, 0);
+        tensor(&b, "output_norm.weight", CW_TYPE_F32, s->d, 1, 1, 1);
+        if (!s->tied) tensor(&b, "output.weight", s->type, s->d, s->vocab, 1, 0);
+        if (s->rope_divisors) tensor(&b, "rope_freqs.weight", CW_TYPE_F32, s->rope / 2, 1, 1, 4);
+        for (int l = 0; l < s->layers; l++) block(&b, l);
     }
-    for (int l = 0; l < s->nextn; l++) vector(&b, s->layers + l, "nextn.enorm.weight", s->d, 1);
+    for (int l = 0; l < s->nextn; l++) nextn_block(&b, s->layers + l);
     uint8_t *bytes = gguf_writer_bytes(b.w, n);
     gguf_writer_free(&b.w);
     return bytes;

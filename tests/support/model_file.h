@@ -17,6 +17,8 @@ typedef struct {
     int q_lora, kv_lora, nope, rope, v;
     int experts, used, shared, d_expert, dense;
     bool gate_bias, split_kv, tied, qkv_bias, rope_divisors;
+    bool only_nextn;  /* a companion file: the nextn blocks of a model that is otherwise the same */
+    bool dense_nextn; /* they have no experts */
     uint32_t type, gate_type,
         down_type; /* matrices; routed gate_exps and down_exps where not 0 (F32 as in `type`) */
     model_key keys[8];

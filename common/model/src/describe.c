@@ -2,6 +2,9 @@
 #include "cw/expert_ffn.h"
 #include "cw/mem.h"
 #include "cw/model_config.h"
+#include "cw/mtp.h"
+#include "expert_internal.h"
+#include "mtp_internal.h"
 #include "tensors.h"
 #include "weights.h"
 
@@ -107,4 +110,21 @@ fail:
     cw_model_tensors_drop(&t);
     cw_free(shapes);
     return s;
+}
+
+cw_status cw_mtp_describe(const cw_gguf *model, const cw_model_config *c, const cw_gguf *companion,
+                          cw_mtp_facts *out, cw_err *err)
+{
+    cw_mtp_tensors t;
+    CW_TRY(cw_mtp_find(model, c, companion, &t, err));
+    cw_mtp_facts f = {.block = c->n_layers, .moe = t.moe, .n_params = t.n_params};
+    f.edge_bytes = f32_tensor(t.enorm) + f32_tensor(t.hnorm) + f32_tensor(t.norm) + packed_tensor(t.eh_proj) +
+                   layer_bytes(c, &t.layer);
+    if (t.moe) {
+        cw_expert_shape shape;
+        CW_TRY(cw_expert_shape_read(companion ? companion : model, c, c->n_layers, &shape, err));
+        f.edge_bytes += cw_expert_packed_bytes(&shape) * (uint64_t)c->n_experts;
+    }
+    *out = f;
+    return CW_OK;
 }

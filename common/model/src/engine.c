@@ -18,7 +18,7 @@ static cw_status load_experts(cw_engine *e, const cw_weight_reader *r)
     const cw_model_config *c = &e->config;
     CW_TRY(cw_expert_set_new(c->n_layers, c->n_experts, e->shapes, &e->set, r->err));
     for (int l = c->n_dense; l < c->n_layers; l++)
-        for (int x = 0; x < c->n_experts; x++) CW_TRY(cw_expert_set_read(e->set, r, l, x));
+        for (int x = 0; x < c->n_experts; x++) CW_TRY(cw_expert_set_read(e->set, r, l, l, x));
     CW_TRY(cw_experts_local_new(e->set, e->kn, e->pool, e->max_rows, c->n_used, &e->local, r->err));
     e->experts = e->local;
     return CW_OK;
@@ -180,6 +180,18 @@ static cw_status make_rows(cw_engine *e, const cw_batch_item *items, int n_items
     return s;
 }
 
+/* Hands the last hidden states of a pass to whoever follows its sessions. */
+static void tell_followers(const cw_pass *p)
+{
+    for (int i = 0, first; i < p->n;) {
+        cw_session *s = p->rows[i].session;
+        for (first = i; i < p->n && p->rows[i].session == s; i++) continue;
+        if (s->follower.rows)
+            s->follower.rows(s->follower.ctx, p->rows[first].position, i - first,
+                             p->x + (int64_t)first * p->e->config.d_model);
+    }
+}
+
 static cw_status run_one(cw_engine *e, int n, const atomic_bool *cancel, cw_err *err)
 {
     cw_pass *p = e->pass[0];
@@ -238,5 +250,7 @@ cw_status cw_engine_forward(cw_engine *e, const cw_batch_item *items, int n_item
             session->exact > session->n_past - items[i].n_tokens)
             session->exact = session->n_past - items[i].n_tokens;
     }
+    tell_followers(e->pass[0]);
+    if (two) tell_followers(e->pass[1]);
     return CW_OK;
 }

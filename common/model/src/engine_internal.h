@@ -54,6 +54,16 @@ struct cw_engine {
     cw_expanded *expanded; /* from the first session that asks for it on */
 };
 
+/* Who needs to know what a session's passes compute; called by the engine's thread. */
+typedef struct {
+    /* A pass is over and its tokens are in the session: the hidden states behind the last layer of positions
+     * first .. first + n - 1, [n, d_model]; valid during the call. */
+    void (*rows)(void *ctx, int first, int n, const float *x);
+    /* Only the first n_past positions are left. */
+    void (*rewound)(void *ctx, int n_past);
+    void *ctx;
+} cw_follower;
+
 struct cw_session {
     cw_engine *engine;
     int n_ctx, n_past;
@@ -63,6 +73,7 @@ struct cw_session {
     bool in_batch;   /* while a forward checks its items */
     cw_prefill prefill;
     int exact; /* positions before this one are under the promise of equal bits */
+    cw_follower follower;
 };
 
 /* --- pass.c: the rows of one (half-)batch on their way through the layers --- */

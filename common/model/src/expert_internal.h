@@ -16,5 +16,9 @@ struct cw_expert {
     atomic_int refs; /* the set's own, and one per acquire */
 };
 
-/* cw_expert_set_add_from_gguf with the caller's reader. */
-CW_MUST_USE cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int expert);
+/* cw_expert_set_add_from_gguf with the caller's reader; `block` is the layer's number in the file. */
+CW_MUST_USE cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int block,
+                                         int expert);
+/* The shape of one block's experts, checked. */
+CW_MUST_USE cw_status cw_expert_shape_read(const cw_gguf *g, const cw_model_config *c, int block,
+                                           cw_expert_shape *out, cw_err *err);

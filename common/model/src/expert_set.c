@@ -99,21 +99,26 @@ static cw_status check_shape(const cw_expert_shape *s, int layer, cw_err *err)
     return CW_OK;
 }
 
+cw_status cw_expert_shape_read(const cw_gguf *g, const cw_model_config *c, int block, cw_expert_shape *out,
+                               cw_err *err)
+{
+    const cw_gguf_tensor *t[CW_N_SLICES];
+    for (int i = 0; i < CW_N_SLICES; i++) {
+        char name[64];
+        CW_TRY(cw_gguf_tensor_require(g, cw_expert_tensor_name(name, sizeof name, block, i), &t[i], err));
+    }
+    cw_expert_shape s = {c->d_model, c->d_expert, t[0]->type, t[1]->type, t[2]->type};
+    CW_TRY(check_shape(&s, block, err));
+    *out = s;
+    return CW_OK;
+}
+
 cw_status cw_expert_shapes_read(const cw_gguf *g, const cw_model_config *c, cw_expert_shape *shapes,
                                 cw_err *err)
 {
     for (int l = 0; l < c->n_layers; l++) {
-        cw_expert_shape s = {0};
-        if (cw_layer_is_moe(c, l)) {
-            const cw_gguf_tensor *t[CW_N_SLICES];
-            for (int i = 0; i < CW_N_SLICES; i++) {
-                char name[64];
-                CW_TRY(cw_gguf_tensor_require(g, cw_expert_tensor_name(name, sizeof name, l, i), &t[i], err));
-            }
-            s = (cw_expert_shape){c->d_model, c->d_expert, t[0]->type, t[1]->type, t[2]->type};
-            CW_TRY(check_shape(&s, l, err));
-        }
-        shapes[l] = s;
+        shapes[l] = (cw_expert_shape){0};
+        if (cw_layer_is_moe(c, l)) CW_TRY(cw_expert_shape_read(g, c, l, &shapes[l], err));
     }
     return CW_OK;
 }
@@ -255,13 +260,13 @@ cw_status cw_expert_set_add(cw_expert_set *s, int layer, int expert, const void 
 }
 
 /* The three tensors of a layer, held against the set's shape: the file may be another model's. */
-static cw_status find_slices(const cw_expert_set *s, const cw_gguf *g, int layer, const cw_gguf_tensor **t,
-                             cw_err *err)
+static cw_status find_slices(const cw_expert_set *s, const cw_gguf *g, int layer, int block,
+                             const cw_gguf_tensor **t, cw_err *err)
 {
     const cw_expert_shape *shape = &s->shapes[layer];
     for (int i = 0; i < CW_N_SLICES; i++) {
         char name[64];
-        CW_TRY(cw_gguf_tensor_require(g, cw_expert_tensor_name(name, sizeof name, layer, i), &t[i], err));
+        CW_TRY(cw_gguf_tensor_require(g, cw_expert_tensor_name(name, sizeof name, block, i), &t[i], err));
         if (t[i]->type != slice_type(shape, i) || t[i]->ne[0] != slice_k(shape, i) ||
             t[i]->ne[1] != slice_n(shape, i) || t[i]->ne[2] != s->n_experts || t[i]->ne[3] != 1)
             return CW_FAIL(err, CW_STATUS_MISMATCH, "tensor %s is not the one this model has", name);
@@ -269,11 +274,11 @@ static cw_status find_slices(const cw_expert_set *s, const cw_gguf *g, int layer
     return CW_OK;
 }
 
-cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int expert)
+cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int layer, int block, int expert)
 {
     CW_TRY(check_free(s, layer, expert, r->err));
     const cw_gguf_tensor *t[CW_N_SLICES];
-    CW_TRY(find_slices(s, r->g, layer, t, r->err));
+    CW_TRY(find_slices(s, r->g, layer, block, t, r->err));
     cw_expert *e;
     CW_TRY(make_expert(&s->shapes[layer], layer, expert, &e, r->err));
     for (int i = 0; i < CW_N_SLICES; i++) {
@@ -289,7 +294,7 @@ cw_status cw_expert_set_add_from_gguf(cw_expert_set *s, const cw_gguf *g, int la
 {
     cw_weight_reader r = {.g = g, .bounce = cw_pages_alloc(CW_BOUNCE_BYTES), .err = err};
     if (!r.bounce) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for reading an expert");
-    cw_status st = cw_expert_set_read(s, &r, layer, expert);
+    cw_status st = cw_expert_set_read(s, &r, layer, layer, expert);
     cw_pages_free(r.bounce, CW_BOUNCE_BYTES);
     return st;
 }

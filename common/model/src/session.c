@@ -47,6 +47,7 @@ cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session
 void cw_session_free(cw_session **s)
 {
     if (!s || !*s) return;
+    CW_ASSERT(!(*s)->follower.rows);
     cw_arena_free(&(*s)->arena);
     cw_free(*s);
     *s = NULL;
@@ -90,6 +91,7 @@ void cw_session_rewind(cw_session *s, int n_past)
     CW_ASSERT(n_past >= 0 && n_past <= s->n_past);
     s->n_past = n_past; /* what lies behind is overwritten before it is read */
     if (n_past <= s->exact) s->exact = s->n_ctx;
+    if (s->follower.rewound) s->follower.rewound(s->follower.ctx, n_past);
 }
 
 cw_status cw_session_eval(cw_session *s, const int32_t *tokens, int n, float *logits,

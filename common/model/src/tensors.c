@@ -16,7 +16,7 @@ typedef struct {
     cw_status status;
     cw_err *err;
     size_t n_used;
-    uint64_t bytes, expert_bytes;
+    uint64_t bytes, expert_bytes, n_params;
 } finder;
 
 static void full_name(char *buf, size_t size, int layer, const char *suffix)
@@ -52,6 +52,7 @@ static const cw_gguf_tensor *need3(finder *f, const char *suffix, int64_t n0, in
     }
     f->n_used++;
     f->bytes += t->bytes;
+    f->n_params += (uint64_t)(n0 * n1 * n2);
     return t;
 }
 
@@ -123,6 +124,20 @@ static void find_dense(finder *f, const cw_model_config *c, cw_layer_tensors *t)
     t->down = need(f, "ffn_down.weight", c->d_ff, c->d_model);
 }
 
+static void find_block(finder *f, const cw_model_config *c, bool moe, cw_layer_tensors *t)
+{
+    t->attn_norm = need(f, "attn_norm.weight", c->d_model, 1);
+    if (c->mla)
+        find_mla(f, c, t);
+    else
+        find_gqa(f, c, t);
+    t->ffn_norm = need(f, "ffn_norm.weight", c->d_model, 1);
+    if (moe)
+        find_moe(f, c, t);
+    else
+        find_dense(f, c, t);
+}
+
 cw_status cw_model_tensors_find(const cw_gguf *g, const cw_model_config *c, cw_model_tensors *out,
                                 cw_err *err)
 {
@@ -134,18 +149,8 @@ cw_status cw_model_tensors_find(const cw_gguf *g, const cw_model_config *c, cw_m
     m.out = c->tied_output ? m.embd : need(&f, "output.weight", c->d_model, c->n_vocab);
     if (!c->mla) m.rope_freqs = may(&f, "rope_freqs.weight", c->d_rope / 2, 1);
     for (int l = 0; l < c->n_layers; l++) {
-        cw_layer_tensors *t = &m.layers[l];
         f.layer = l;
-        t->attn_norm = need(&f, "attn_norm.weight", c->d_model, 1);
-        if (c->mla)
-            find_mla(&f, c, t);
-        else
-            find_gqa(&f, c, t);
-        t->ffn_norm = need(&f, "ffn_norm.weight", c->d_model, 1);
-        if (cw_layer_is_moe(c, l))
-            find_moe(&f, c, t);
-        else
-            find_dense(&f, c, t);
+        find_block(&f, c, cw_layer_is_moe(c, l), &m.layers[l]);
     }
     if (f.status != CW_OK) {
         cw_model_tensors_drop(&m);
@@ -154,6 +159,22 @@ cw_status cw_model_tensors_find(const cw_gguf *g, const cw_model_config *c, cw_m
     m.n_used = f.n_used;
     m.bytes = f.bytes;
     m.expert_bytes = f.expert_bytes;
+    *out = m;
+    return CW_OK;
+}
+
+cw_status cw_mtp_tensors_find(const cw_gguf *g, const cw_model_config *c, cw_mtp_tensors *out, cw_err *err)
+{
+    finder f = {.g = g, .layer = c->n_layers, .status = CW_OK, .err = err};
+    cw_mtp_tensors m = {0};
+    m.moe = c->n_experts > 0 && cw_layer_tensor(g, f.layer, "ffn_gate_inp.weight");
+    m.enorm = need(&f, "nextn.enorm.weight", c->d_model, 1);
+    m.hnorm = need(&f, "nextn.hnorm.weight", c->d_model, 1);
+    m.eh_proj = need(&f, "nextn.eh_proj.weight", 2 * (int64_t)c->d_model, c->d_model);
+    m.norm = may(&f, "nextn.shared_head_norm.weight", c->d_model, 1);
+    find_block(&f, c, m.moe, &m.layer);
+    if (f.status != CW_OK) return f.status;
+    m.n_params = f.n_params;
     *out = m;
     return CW_OK;
 }

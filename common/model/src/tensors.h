@@ -38,5 +38,18 @@ CW_MUST_USE cw_status cw_model_tensors_find(const cw_gguf *g, const cw_model_con
                                             cw_err *err);
 void cw_model_tensors_drop(cw_model_tensors *t);
 
+/* A multi-token-prediction head: one block and what joins it to the model. */
+typedef struct {
+    const cw_gguf_tensor *enorm, *hnorm, *eh_proj; /* [d_model], [d_model], [2 d_model, d_model] */
+    const cw_gguf_tensor *norm;                    /* before the output; NULL: the model's */
+    cw_layer_tensors layer;
+    bool moe;
+    uint64_t n_params;
+} cw_mtp_tensors;
+
+/* Those of block c->n_layers, `c` being the configuration of the model it belongs to. Errors as above. */
+CW_MUST_USE cw_status cw_mtp_tensors_find(const cw_gguf *g, const cw_model_config *c, cw_mtp_tensors *out,
+                                          cw_err *err);
+
 /* The one tensor "blk.LAYER.SUFFIX", NULL when absent. */
 const cw_gguf_tensor *cw_layer_tensor(const cw_gguf *g, int layer, const char *suffix);

@@ -133,7 +133,7 @@ cw_status cw_weight_make(loader *l, cw_weight *w, uint32_t type, int64_t n, int6
     return cw_weight_init(w, type, n, k, mem, l->err);
 }
 
-static cw_status load_matrix(loader *l, const cw_gguf_tensor *t, cw_weight *w)
+cw_status cw_load_matrix(loader *l, const cw_gguf_tensor *t, cw_weight *w)
 {
     if (!t) return CW_OK;
     if (cw_weight_make(l, w, t->type, t->ne[1], t->ne[0]) != CW_OK)
@@ -143,7 +143,7 @@ static cw_status load_matrix(loader *l, const cw_gguf_tensor *t, cw_weight *w)
 }
 
 /* Vectors (norms, biases) and the router's matrix become f32, whatever they are in the file. */
-static cw_status load_f32(loader *l, const cw_gguf_tensor *t, float **out)
+cw_status cw_load_f32(loader *l, const cw_gguf_tensor *t, float **out)
 {
     if (!t) return CW_OK;
     const cw_type_info *info = cw_type_get(t->type);
@@ -167,7 +167,7 @@ static cw_status load_f32(loader *l, const cw_gguf_tensor *t, float **out)
 static cw_status load_router(loader *l, const cw_gguf_tensor *t, cw_weight *w)
 {
     float *rows;
-    CW_TRY(load_f32(l, t, &rows));
+    CW_TRY(cw_load_f32(l, t, &rows));
     CW_TRY(cw_weight_make(l, w, CW_TYPE_F32, t->ne[1], t->ne[0]));
     return cw_weight_pack(w, 0, w->n, rows, l->err);
 }
@@ -195,7 +195,7 @@ static cw_status load_rope(loader *l, const cw_gguf_tensor *divisor_tensor)
 {
     float *divisors = NULL;
     int n = l->c->d_rope / 2;
-    CW_TRY(load_f32(l, divisor_tensor, &divisors));
+    CW_TRY(cw_load_f32(l, divisor_tensor, &divisors));
     for (int i = 0; divisors && i < n; i++)
         if (!(divisors[i] > 0))
             return CW_FAIL(l->err, CW_STATUS_FORMAT, "tensor %s: divisor %d is not positive",
@@ -208,61 +208,72 @@ static cw_status load_rope(loader *l, const cw_gguf_tensor *divisor_tensor)
 
 static cw_status load_attention(loader *l, const cw_layer_tensors *t, cw_layer_weights *w)
 {
-    CW_TRY(load_f32(l, t->attn_norm, &w->attn_norm));
-    CW_TRY(load_matrix(l, t->q ? t->q : t->q_b, &w->q));
-    CW_TRY(load_matrix(l, t->attn_out, &w->attn_out));
+    CW_TRY(cw_load_f32(l, t->attn_norm, &w->attn_norm));
+    CW_TRY(cw_load_matrix(l, t->q ? t->q : t->q_b, &w->q));
+    CW_TRY(cw_load_matrix(l, t->attn_out, &w->attn_out));
     if (l->c->mla) {
-        CW_TRY(load_matrix(l, t->q_a, &w->q_a));
-        CW_TRY(load_f32(l, t->q_a_norm, &w->q_a_norm));
-        CW_TRY(load_matrix(l, t->kv_a, &w->kv_a));
-        CW_TRY(load_f32(l, t->kv_a_norm, &w->kv_a_norm));
+        CW_TRY(cw_load_matrix(l, t->q_a, &w->q_a));
+        CW_TRY(cw_load_f32(l, t->q_a_norm, &w->q_a_norm));
+        CW_TRY(cw_load_matrix(l, t->kv_a, &w->kv_a));
+        CW_TRY(cw_load_f32(l, t->kv_a_norm, &w->kv_a_norm));
         return cw_load_mla_heads(l, t, w);
     }
-    CW_TRY(load_matrix(l, t->k, &w->k));
-    CW_TRY(load_matrix(l, t->v, &w->v));
-    CW_TRY(load_f32(l, t->q_bias, &w->q_bias));
-    CW_TRY(load_f32(l, t->k_bias, &w->k_bias));
-    return load_f32(l, t->v_bias, &w->v_bias);
+    CW_TRY(cw_load_matrix(l, t->k, &w->k));
+    CW_TRY(cw_load_matrix(l, t->v, &w->v));
+    CW_TRY(cw_load_f32(l, t->q_bias, &w->q_bias));
+    CW_TRY(cw_load_f32(l, t->k_bias, &w->k_bias));
+    return cw_load_f32(l, t->v_bias, &w->v_bias);
 }
 
 static cw_status load_feed_forward(loader *l, const cw_layer_tensors *t, cw_layer_weights *w)
 {
-    CW_TRY(load_f32(l, t->ffn_norm, &w->ffn_norm));
+    CW_TRY(cw_load_f32(l, t->ffn_norm, &w->ffn_norm));
     if (t->router) CW_TRY(load_router(l, t->router, &w->router));
-    CW_TRY(load_f32(l, t->router_bias, &w->router_bias));
-    CW_TRY(load_matrix(l, t->gate ? t->gate : t->sh_gate, &w->gate));
-    CW_TRY(load_matrix(l, t->up ? t->up : t->sh_up, &w->up));
+    CW_TRY(cw_load_f32(l, t->router_bias, &w->router_bias));
+    CW_TRY(cw_load_matrix(l, t->gate ? t->gate : t->sh_gate, &w->gate));
+    CW_TRY(cw_load_matrix(l, t->up ? t->up : t->sh_up, &w->up));
     if (t->ex_down)
         l->w->all_f32 &= t->ex_gate->type == CW_TYPE_F32 && t->ex_up->type == CW_TYPE_F32 &&
                          t->ex_down->type == CW_TYPE_F32;
-    return load_matrix(l, t->down ? t->down : t->sh_down, &w->down);
+    return cw_load_matrix(l, t->down ? t->down : t->sh_down, &w->down);
+}
+
+cw_status cw_load_layer(loader *l, const cw_layer_tensors *t, cw_layer_weights *w)
+{
+    CW_TRY(load_attention(l, t, w));
+    return load_feed_forward(l, t, w);
 }
 
 static cw_status load_all(loader *l, const cw_model_tensors *t)
 {
     CW_TRY(load_embedding(l, t));
-    CW_TRY(load_matrix(l, t->out, &l->w->out));
-    CW_TRY(load_f32(l, t->out_norm, &l->w->out_norm));
+    CW_TRY(cw_load_matrix(l, t->out, &l->w->out));
+    CW_TRY(cw_load_f32(l, t->out_norm, &l->w->out_norm));
     CW_TRY(load_rope(l, t->rope_freqs));
-    for (int i = 0; i < l->c->n_layers; i++) {
-        CW_TRY(load_attention(l, &t->layers[i], &l->w->layers[i]));
-        CW_TRY(load_feed_forward(l, &t->layers[i], &l->w->layers[i]));
+    for (int i = 0; i < l->c->n_layers; i++) CW_TRY(cw_load_layer(l, &t->layers[i], &l->w->layers[i]));
+    return CW_OK;
+}
+
+cw_status cw_weights_empty(int n_layers, cw_weights *out, cw_err *err)
+{
+    cw_weights w = {.all_f32 = true};
+    w.layers = cw_calloc((size_t)n_layers, sizeof *w.layers);
+    w.store = cw_calloc(1, sizeof *w.store);
+    if (!w.layers || !w.store) {
+        cw_weights_drop(&w);
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for %d layers", n_layers);
     }
+    *out = w;
     return CW_OK;
 }
 
 cw_status cw_weights_load(const cw_weight_reader *r, const cw_model_config *c, const cw_model_tensors *t,
                           cw_weights *out)
 {
-    cw_weights w = {.all_f32 = true};
-    w.layers = cw_calloc((size_t)c->n_layers, sizeof *w.layers);
-    w.store = cw_calloc(1, sizeof *w.store);
+    cw_weights w;
+    CW_TRY(cw_weights_empty(c->n_layers, &w, r->err));
     loader l = {r, c, &w, r->err};
-    cw_status s = CW_OK;
-    if (!w.layers || !w.store)
-        s = CW_FAIL(r->err, CW_STATUS_NO_MEMORY, "out of memory for %d layers", c->n_layers);
-    else
-        s = load_all(&l, t);
+    cw_status s = load_all(&l, t);
     if (s != CW_OK) {
         cw_weights_drop(&w);
         return s;
