@@ -6,6 +6,7 @@
 
 #define CW_DEMO_MODEL    "causeway-demo-teacher.gguf"
 #define CW_DEMO_FALLBACK "causeway-demo-student.gguf"
+#define CW_DEMO_HEAD     "causeway-demo-teacher-mtp.gguf"
 
 /* Path of a file of the demo set: $CAUSEWAY_DEMO, beside the executable's share directory, or the source tree
  * it was built from. Caller frees with cw_free. NOT_FOUND names the places. */

@@ -8,6 +8,7 @@
  * model's session holds and where that was rewound.
  */
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct cw_drafter cw_drafter;
