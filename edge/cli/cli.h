@@ -7,13 +7,14 @@
 
 typedef enum { CLI_MODE_AUTO, CLI_MODE_SPLIT, CLI_MODE_OFFLINE, CLI_MODE_LOCAL, CLI_MODE_DRAFT } cli_mode;
 typedef enum { CLI_WARM_AUTO, CLI_WARM_NEVER } cli_warm;
+typedef enum { CLI_DRAFTER_AUTO, CLI_DRAFTER_FALLBACK, CLI_DRAFTER_MTP } cli_drafter;
 /* "auto", "split", ... */
 const char *cli_mode_name(cli_mode m);
 
 /* One struct for all commands; a row of options.c fills each field. */
 typedef struct {
     /* model */
-    const char *model, *fallback;
+    const char *model, *fallback, *mtp;
     int isa;          /* 0: best, else cw_isa + 1 */
     int kv;           /* cw_kv_type */
     int prefill_form; /* cw_prefill */
@@ -21,7 +22,7 @@ typedef struct {
     const char *groups;
     /* mainland */
     const char *join, *state, *name;
-    int mode, warm;
+    int mode, warm, drafter;
     int64_t wait, draft;
     bool no_ipc;
     /* answer */

@@ -56,7 +56,8 @@ static void print_summary(chat *c)
         .workers = c->workers,
         .n_workers = cli_setup_workers(&c->setup, c->workers),
         .counts = cli_setup_counts(&c->setup),
-        .governor = c->setup.governed.on && c->last.n_passes ? &c->setup.governed.g : NULL,
+        .governor = c->last.n_passes ? cli_governed_governor(&c->setup.governed) : NULL,
+        .guesses_by_head = c->setup.governed.n_by_head,
     };
     cw_err err;
     if (c->o->digest && cli_digest_talk(c->talk, &sum.state, &err) != CW_OK) (void)cli_fail(&err);

@@ -1,6 +1,7 @@
 /* causeway inspect: what a model file says, what was inferred, and the memory each role would need. */
 #include "cw/json.h"
 #include "cw/mem.h"
+#include "cw/mtp.h"
 #include "cw/progress.h"
 #include "cw/type.h"
 #include "setup.h"
@@ -65,7 +66,7 @@ static void print_text(const char *path, const cw_gguf *g, const cw_model_facts 
     printf("parameters      %.2f M in %s\n", (double)f->n_params / 1e6, bytes(f->file_bytes));
     printf("layers          %d", c->n_layers);
     if (c->n_dense && c->n_experts) printf(", the first %d dense", c->n_dense);
-    if (c->n_nextn) printf(", %d for multi-token prediction left out", c->n_nextn);
+    if (c->n_nextn) printf(", %d more for multi-token prediction", c->n_nextn);
     printf("\nwidth           %d, feed-forward %d\n", c->d_model, c->d_ff);
     printf("vocabulary      %d%s\n", c->n_vocab, c->tied_output ? ", output tied to the embedding" : "");
     printf("context         %d%s\n", c->n_ctx_train, inferred(c, CW_INFERRED_CTX));
@@ -82,6 +83,54 @@ static void print_text(const char *path, const cw_gguf *g, const cw_model_facts 
         printf("  workers       %s together; one expert %s\n", bytes(f->expert_bytes),
                bytes(f->one_expert_bytes));
     printf("  KV cache      %s a token\n", bytes(f->kv_bytes_per_token));
+}
+
+/* The head that could draft: the file's own or the one of --mtp. */
+typedef struct {
+    bool there, usable;
+    cw_mtp_facts facts;
+    cw_err why_not;
+} head;
+
+static cw_status look_at_head(const cli_options *o, const cw_gguf *g, const cw_model_config *c, head *h,
+                              cw_err *err)
+{
+    *h = (head){.there = o->mtp || c->n_nextn > 0};
+    if (!h->there) return CW_OK;
+    cw_gguf *companion = NULL;
+    if (o->mtp) CW_TRY(cw_gguf_open(o->mtp, &companion, err));
+    h->usable = cw_mtp_describe(g, c, companion, &h->facts, &h->why_not) == CW_OK;
+    cw_gguf_close(&companion);
+    return CW_OK;
+}
+
+static void print_head(const cli_options *o, const head *h)
+{
+    if (!h->there) return;
+    printf("\nprediction head %s: ", o->mtp ? o->mtp : "in the file");
+    if (h->usable)
+        printf("block %d%s, %.2f M parameters, %s more on the edge; it can draft up to %d tokens "
+               "(--drafter mtp)\n",
+               h->facts.block, h->facts.moe ? " with experts" : "", (double)h->facts.n_params / 1e6,
+               bytes(h->facts.edge_bytes), CW_MTP_MAX);
+    else
+        printf("cannot be used (%s)\n", h->why_not.text);
+}
+
+static void json_head(cw_json *j, const head *h)
+{
+    if (!h->there) return;
+    cw_json_key(j, "prediction_head");
+    cw_json_object(j);
+    cw_json_kbool(j, "usable", h->usable);
+    if (h->usable) {
+        cw_json_kint(j, "block", h->facts.block);
+        cw_json_kuint(j, "parameters", h->facts.n_params);
+        cw_json_kuint(j, "edge_bytes", h->facts.edge_bytes);
+    } else {
+        cw_json_kstr(j, "why", h->why_not.text);
+    }
+    cw_json_end(j);
 }
 
 /* 1: the fallback can draft, 0: another vocabulary, -1: none was named. */
@@ -120,7 +169,7 @@ static void json_config(cw_json *j, const cw_model_config *c)
     cw_json_kbool(j, "groups_inferred", (c->inferred & CW_INFERRED_GROUPS) != 0);
 }
 
-static bool print_json(const cw_model_facts *f, int drafts)
+static bool print_json(const cw_model_facts *f, int drafts, const head *h)
 {
     cw_json j;
     cw_json_to_file(&j, stdout);
@@ -133,6 +182,7 @@ static bool print_json(const cw_model_facts *f, int drafts)
     cw_json_kuint(&j, "one_expert_bytes", f->one_expert_bytes);
     cw_json_kuint(&j, "kv_bytes_per_token", f->kv_bytes_per_token);
     if (drafts >= 0) cw_json_kbool(&j, "fallback_can_draft", drafts);
+    json_head(&j, h);
     cw_json_key(&j, "types");
     cw_json_array(&j);
     for (int i = 0; i < f->n_types; i++) {
@@ -162,12 +212,15 @@ int cli_inspect(const cli_options *o, const cw_parsed *p)
     if (s == CW_OK) s = cw_gguf_open(path, &g, &err);
     if (s == CW_OK) s = cw_model_describe(g, &mo, &facts, &err);
     int drafts = -1;
+    head h;
+    if (s == CW_OK) s = look_at_head(o, g, &facts.config, &h, &err);
     if (s == CW_OK) s = compare_vocabularies(o, g, &drafts, &err);
     if (s == CW_OK) {
         if (o->json)
-            (void)print_json(&facts, drafts);
+            (void)print_json(&facts, drafts, &h);
         else
             print_text(path, g, &facts);
+        if (!o->json) print_head(o, &h);
         if (!o->json && drafts >= 0)
             printf("\nfallback        %s: %s\n", o->fallback,
                    drafts ? "the same vocabulary, so it can also draft (--mode draft)"

@@ -41,7 +41,8 @@ static cw_status summarise(const cli_options *o, cli_setup *s, const cw_talk *ta
         .workers = workers,
         .n_workers = cli_setup_workers(s, workers),
         .counts = cli_setup_counts(s),
-        .governor = s->governed.on && stats->n_passes ? &s->governed.g : NULL,
+        .governor = stats->n_passes ? cli_governed_governor(&s->governed) : NULL,
+        .guesses_by_head = s->governed.n_by_head,
     };
     if (o->digest) CW_TRY(cli_digest_talk(talk, &sum.state, err));
     cli_printer_summary(printer, &sum);

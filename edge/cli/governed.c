@@ -9,9 +9,12 @@
 enum {
     GUESSED_RTT_US = 500,  /* nothing was measured yet */
     GUESSED_CALL_US = 120, /* of a call beside all else */
+    STAY = 8,              /* rounds with one guesser before the other may be tried */
 };
 static const double memory_bytes_us = 8e3; /* a core reads 8 GB/s: for shapes, not for figures */
-static const double guessed_acceptance = 0.75;
+static const double guessed_acceptance[CLI_N_GUESSERS] = {0.75, 0.85};
+static const double head_part = 0.3; /* of a head's weights, that one row reads: few of its experts */
+static const double worth_it = 1.04; /* by which the other guesser must promise more */
 
 cw_plan_model cli_plan_model(const cw_model_config *c, const cw_expert_shape *shapes)
 {
@@ -41,55 +44,109 @@ bool cli_plan_link(cw_mainland *land, cw_plan *p)
     return rtt > 0;
 }
 
-void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, cw_mainland *land, int max,
-                        bool may_rest)
+/* What is known of a guesser before it guessed. */
+static void plan_guesser(cli_governed *v, cli_guesser by, const cw_plan *common, double guess_us, int max,
+                         bool may_rest)
+{
+    cw_plan *p = &v->plan[by];
+    *p = *common;
+    p->machine.fallback_us = guess_us;
+    p->machine.acceptance = guessed_acceptance[by];
+    p->machine.draft_waits = by == CLI_BY_HEAD;
+    v->can[by] = true;
+    cw_governor_init(&v->g[by], p, max, may_rest);
+}
+
+void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, const cw_drafter *head,
+                        cw_mainland *land, int max, bool may_rest)
 {
     memset(v, 0, sizeof *v);
     const cw_model_config *c = cw_engine_config(cw_speaker_engine(main));
-    cw_plan *p = &v->plan;
-    p->model = cli_plan_model(c, cw_engine_expert_shapes(cw_speaker_engine(main)));
+    cw_plan p = {.model = cli_plan_model(c, cw_engine_expert_shapes(cw_speaker_engine(main)))};
     double expert_bytes = 3.0 * c->d_model * c->d_expert * 0.7;
-    p->workers = (cw_plan_workers){.n = 1,
-                                   .call_us = GUESSED_CALL_US,
-                                   .expert_us = expert_bytes / memory_bytes_us,
-                                   .row_us = expert_bytes / memory_bytes_us / 3};
+    p.workers = (cw_plan_workers){.n = 1,
+                                  .call_us = GUESSED_CALL_US,
+                                  .expert_us = expert_bytes / memory_bytes_us,
+                                  .row_us = expert_bytes / memory_bytes_us / 3};
     double edge = (double)cw_engine_weight_bytes(cw_speaker_engine(main)) / memory_bytes_us;
-    p->machine = (cw_plan_machine){
-        .edge_us = edge,
-        .edge_row_us = edge / 4,
-        .fallback_us = (double)cw_engine_weight_bytes(cw_speaker_engine(fallback)) / memory_bytes_us + 50,
-        .can_draft = true,
-        .acceptance = guessed_acceptance,
-    };
+    p.machine = (cw_plan_machine){.edge_us = edge, .edge_row_us = edge / 4, .can_draft = true};
+    (void)cli_plan_link(land, &p);
+    if (fallback)
+        plan_guesser(v, CLI_BY_FALLBACK, &p,
+                     (double)cw_engine_weight_bytes(cw_speaker_engine(fallback)) / memory_bytes_us + 50, max,
+                     may_rest);
+    if (head)
+        plan_guesser(v, CLI_BY_HEAD, &p,
+                     head_part * (double)cw_mtp_drafter_bytes(head) / memory_bytes_us + 50,
+                     max < head->max ? max : head->max, may_rest);
+    v->now = fallback ? CLI_BY_FALLBACK : CLI_BY_HEAD;
+    v->stay = STAY;
     v->on = true;
-    (void)cli_plan_link(land, p);
-    cw_governor_init(&v->g, p, max, may_rest);
+}
+
+const cw_governor *cli_governed_governor(const cli_governed *v)
+{
+    return v->on ? &v->g[v->now] : NULL;
 }
 
 void cli_governed_look(cli_governed *v, cw_mainland *land)
 {
-    v->n_rounds[0] = v->n_rounds[1] = 0;
-    if (!v->on || v->g.n_rounds == 0) return;
-    cw_plan now = v->plan;
+    v->n_rounds[0] = v->n_rounds[1] = v->n_by_head = 0;
+    if (!v->on || v->g[v->now].n_rounds == 0) return;
+    cw_plan now = v->plan[v->now];
     if (!cli_plan_link(land, &now)) return;
-    double rtt = now.link.rtt_us / v->plan.link.rtt_us;
-    if (rtt < 1.3 && rtt > 1 / 1.3 && now.workers.n == v->plan.workers.n) return;
-    v->plan = now;
-    cw_governor_plan(&v->g, &v->plan);
+    const cw_plan *before = &v->plan[v->now];
+    double rtt = now.link.rtt_us / before->link.rtt_us;
+    if (rtt < 1.3 && rtt > 1 / 1.3 && now.workers.n == before->workers.n) return;
+    for (int by = 0; by < CLI_N_GUESSERS; by++) {
+        if (!v->can[by]) continue;
+        v->plan[by].link = now.link;
+        v->plan[by].workers = now.workers;
+        cw_governor_plan(&v->g[by], &v->plan[by]);
+    }
+}
+
+/* The other guesser's turn, when it promises more: half as much again as is expected of one that was never
+ * tried, and ever more of one that was not tried for long. */
+static void choose_guesser(cli_governed *v)
+{
+    cli_guesser other = v->now == CLI_BY_HEAD ? CLI_BY_FALLBACK : CLI_BY_HEAD;
+    if (!v->can[other] || v->stay > 0) return;
+    double hope = 1 + 0.5 / (1 + v->known[other]);
+    if (hope * cw_governor_rate(&v->g[other]) < worth_it * cw_governor_rate(&v->g[v->now])) return;
+    v->now = other;
+    v->stay = STAY;
+    cw_governor_begin_anew(&v->g[other]);
 }
 
 int cli_governed_length(void *ctx)
 {
     cli_governed *v = ctx;
+    choose_guesser(v);
     v->asked_us = cw_now_us();
-    return cw_governor_length(&v->g);
+    return cw_governor_length(&v->g[v->now]);
+}
+
+bool cli_governed_by_head(void *ctx)
+{
+    return ((const cli_governed *)ctx)->now == CLI_BY_HEAD;
 }
 
 void cli_governed_tell(void *ctx, int n_drafted, int n_accepted, int64_t pass_us)
 {
+    enum { FORGET = 100 };
     cli_governed *v = ctx;
     int64_t us =
         cw_now_us() - v->asked_us; /* from asking how many guesses: the wait for them, and the pass */
     v->n_rounds[n_drafted > 0]++;
-    cw_governor_tell(&v->g, n_drafted, n_accepted, us - pass_us, pass_us);
+    if (n_drafted > 0) {
+        v->n_by_head += v->now == CLI_BY_HEAD;
+        v->known[v->now]++;
+    }
+    cw_governor_tell(&v->g[v->now], n_drafted, n_accepted, us - pass_us, pass_us);
+    cli_guesser other = v->now == CLI_BY_HEAD ? CLI_BY_FALLBACK : CLI_BY_HEAD;
+    if (!v->can[other]) return;
+    cw_governor_learn_passes(&v->g[other], &v->g[v->now]);
+    v->known[other] *= 1 - 1.0 / FORGET;
+    v->stay -= v->stay > 0;
 }

@@ -5,23 +5,39 @@
 #pragma once
 #include "cw/governor.h"
 #include "cw/mainland.h"
+#include "cw/mtp_drafter.h"
 #include "cw/talk.h"
+
+/* Who guesses. Each has a governor of its own, for acceptance and the time of a guess are its own; what
+ * passes cost they learn together. */
+typedef enum { CLI_BY_FALLBACK, CLI_BY_HEAD, CLI_N_GUESSERS } cli_guesser;
 
 typedef struct {
     bool on;
-    cw_governor g;
-    cw_plan plan;
+    bool can[CLI_N_GUESSERS];
+    cw_governor g[CLI_N_GUESSERS];
+    cli_guesser now;
+    int stay;                     /* rounds before the other may be chosen */
+    double known[CLI_N_GUESSERS]; /* rounds it guessed for, fading */
+    cw_plan plan[CLI_N_GUESSERS];
     int64_t asked_us;
     uint64_t n_rounds[2]; /* without and with guesses, of this answer */
+    uint64_t n_by_head;   /* of these */
 } cli_governed;
 
-/* Draft lengths up to `max` by measurement; may_rest: where no draft pays there is none. */
-void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, cw_mainland *land, int max,
-                        bool may_rest);
+/*
+ * Draft lengths up to `max` by measurement, and by whom: fallback or head, one of which may be NULL.
+ * may_rest: where no draft pays there is none.
+ */
+void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, const cw_drafter *head,
+                        cw_mainland *land, int max, bool may_rest);
+/* The governor of whoever guesses now; NULL: none is on. */
+const cw_governor *cli_governed_governor(const cli_governed *v);
 /* Before an answer: looks at the link anew. */
 void cli_governed_look(cli_governed *v, cw_mainland *land);
 /* For cw_talk_draft; ctx is the cli_governed. */
 int cli_governed_length(void *ctx);
+bool cli_governed_by_head(void *ctx);
 void cli_governed_tell(void *ctx, int n_drafted, int n_accepted, int64_t pass_us);
 
 /* What is known of the model's shape without running it. */

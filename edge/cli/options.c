@@ -58,9 +58,19 @@ static const cw_option mode_rows[] = {
      "small model that answers when the cluster is out of reach; for the demo model its student"},
     {"draft", 0, CW_OPT_INT, AT(draft), "N", NULL, 0, 32, "0", NULL, NULL, 0,
      "tokens guessed before each pass in mode draft; 0: as many as pay. The text is the same for every N"},
+    {"drafter", 0, CW_OPT_ENUM, AT(drafter), NULL, "auto|fallback|mtp", 0, 0, "auto", NULL, NULL, 0,
+     "who guesses: the fallback; mtp: the model's own multi-token-prediction head, at most 2 tokens; auto: "
+     "the fallback, or the head of --mtp or of the demo model where that turns out to give more"},
     {"warm", 0, CW_OPT_ENUM, AT(warm), NULL, "auto|never", 0, 0, "auto", NULL, NULL, 0,
      "never: the fallback does not follow the conversation while the network is awaited; it saves its "
      "computing and costs the time of reading everything when it must go on"},
+    {0},
+};
+
+static const cw_option head_rows[] = {
+    {"mtp", 0, CW_OPT_STRING, AT(mtp), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "companion file with the model's multi-token-prediction head; without it --drafter mtp takes the head "
+     "in the model's own file, and the demo model's its companion"},
     {0},
 };
 
@@ -221,7 +231,7 @@ static const cw_command commands[] = {
      "  causeway run -p 'What is 347 + 285?'\n"
      "  causeway run -m DeepSeek-V2-Lite.Q4_K_M.gguf --join @join.txt -p 'Why is the sky blue?'\n"
      "  causeway run --mode offline --json -p 'Tell me a story about a brave fox.' --temp 0.8",
-     {prompt_rows, model_rows, threads_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     {prompt_rows, model_rows, threads_rows, session_rows, mainland_rows, mode_rows, head_rows, answer_rows},
      0,
      0,
      NULL},
@@ -233,7 +243,7 @@ static const cw_command commands[] = {
      "With --session FILE the conversation is there again the next time.",
      "  causeway chat --join @join.txt --system 'You are brief.'\n"
      "  causeway chat --session trip.chat",
-     {model_rows, threads_rows, session_rows, mainland_rows, mode_rows, answer_rows},
+     {model_rows, threads_rows, session_rows, mainland_rows, mode_rows, head_rows, answer_rows},
      0,
      0,
      NULL},
@@ -273,9 +283,11 @@ static const cw_command commands[] = {
      "[--json] [FILE]",
      "what a model file holds, and who would hold what",
      "Architecture, sizes and tensor types, and the memory that an edge and the workers would need.\n"
-     "With --fallback also whether that model can draft for this one, or only stand in for it.",
+     "With --fallback also whether that model can draft for this one, or only stand in for it; a "
+     "prediction head,\n"
+     "in the file or named with --mtp, is held against the model.",
      "  causeway inspect DeepSeek-V2-Lite.Q4_K_M.gguf",
-     {model_rows, inspect_rows, fallback_rows},
+     {model_rows, inspect_rows, fallback_rows, head_rows},
      0,
      1,
      NULL},

@@ -117,7 +117,7 @@ double cli_tokens_per_second(const cw_talk_stats *s)
     return s->decode_us > 0 ? (double)s->n_tokens * 1e6 / (double)s->decode_us : 0;
 }
 
-static void governor_json(cw_json *j, const cw_governor *g)
+static void governor_json(cw_json *j, const cw_governor *g, uint64_t by_head)
 {
     char why[256];
     int n = cw_governor_choice(g);
@@ -131,6 +131,7 @@ static void governor_json(cw_json *j, const cw_governor *g)
     cw_json_kfixed(j, "tokens_a_pass", cw_governor_yield(g, n), 3);
     cw_json_kfixed(j, "split_ms", cw_governor_round_us(g, 0) / 1e3, 3);
     cw_json_kuint(j, "rounds", g->n_rounds);
+    cw_json_kuint(j, "rounds_by_head", by_head);
     cw_json_kuint(j, "changes", g->n_changes);
     cw_json_kuint(j, "explorations", g->n_probes);
     cw_json_kstr(j, "why", why);
@@ -174,7 +175,7 @@ static void summary_json(cli_printer *p, const cli_summary *s)
         cw_json_kuint(&j, "suspects", n->suspects);
         cw_json_kuint(&j, "late", n->late);
     }
-    if (s->governor) governor_json(&j, s->governor);
+    if (s->governor) governor_json(&j, s->governor, s->guesses_by_head);
     if (s->state.known) {
         cw_json_key(&j, "state");
         cli_digest_json(&j, &s->state);
@@ -213,7 +214,11 @@ static void summary_text(cli_printer *p, const cli_summary *s)
     if (s->governor) {
         char why[256];
         cw_governor_why(s->governor, why, sizeof why);
-        fprintf(p->note, "  %s\n", why);
+        fprintf(p->note, "  %s", why);
+        if (s->guesses_by_head)
+            fprintf(p->note, "; %llu passes with the model's own head",
+                    (unsigned long long)s->guesses_by_head);
+        fputc('\n', p->note);
     }
     if (s->n_workers)
         fprintf(p->note, "  %-20s %10s %10s %12s %12s\n", "worker", "calls", "rows", "sent", "received");

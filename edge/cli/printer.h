@@ -47,6 +47,7 @@ typedef struct {
     size_t n_workers;
     const cw_mainland_counts *counts; /* NULL: no workers */
     const cw_governor *governor;      /* NULL: lengths of drafts were not chosen */
+    uint64_t guesses_by_head;         /* passes for which the prediction head guessed, of those */
     cli_digest state;                 /* --digest */
 } cli_summary;
 

@@ -1,6 +1,7 @@
 #include "setup.h"
 #include "cw/demo_path.h"
 #include "cw/mem.h"
+#include "cw/mtp.h"
 #include "cw/progress.h"
 #include "cw/shadow.h"
 #include "cw/signal.h"
@@ -24,6 +25,15 @@ cw_status cli_fallback_path(const cli_options *o, char **out, cw_err *err)
     *out = NULL;
     if (!o->fallback) return CW_OK;
     *out = cw_strdup(o->fallback);
+    return *out ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+}
+
+cw_status cli_head_path(const cli_options *o, char **out, cw_err *err)
+{
+    if (!o->mtp && !o->model) return cw_demo_path(CW_DEMO_HEAD, out, err);
+    *out = NULL;
+    if (!o->mtp) return CW_OK;
+    *out = cw_strdup(o->mtp);
     return *out ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
 }
 
@@ -175,6 +185,26 @@ static cw_status open_fallback(const cli_options *o, cli_setup *s, cw_err *err)
     return st == CW_OK ? st : cw_err_prefix(err, "fallback");
 }
 
+/* A head in a large model's own file takes memory like a layer with all its experts, so it is loaded when it
+ * is asked for, in one way or the other; the demo model's is small. */
+static bool wants_head(const cli_options *o)
+{
+    return o->drafter == CLI_DRAFTER_MTP || (o->drafter == CLI_DRAFTER_AUTO && (o->mtp || !o->model));
+}
+
+static cw_status open_head(const cli_options *o, cli_setup *s, cw_err *err)
+{
+    if (!wants_head(o)) return CW_OK;
+    char *path = NULL;
+    cw_sampler_params p = cli_sampler_params(o);
+    cw_status st = cli_head_path(o, &path, err);
+    /* An installation may leave the demo's companion out. */
+    if (st == CW_STATUS_NOT_FOUND && o->drafter == CLI_DRAFTER_AUTO && !o->mtp) return CW_OK;
+    if (st == CW_OK) st = cw_mtp_drafter_new(s->main, path, &p, &s->head, err);
+    cw_free(path);
+    return st == CW_OK ? st : cw_err_prefix(err, "prediction head");
+}
+
 /* Nothing can get out of reach here, so a fallback is loaded only where it was asked for. */
 static cw_status open_local(const cli_options *o, cli_setup *s, cw_err *err)
 {
@@ -190,7 +220,8 @@ static cw_status open_auto(const cli_options *o, cli_setup *s, cw_err *err)
     if (o->join || cw_mainland_is_stored(o->state, o->name)) {
         if (open_split(o, s, WAIT_AUTO_MS, &no_split) == CW_OK) {
             snprintf(s->why, sizeof s->why, "the cluster answers");
-            return open_fallback(o, s, err);
+            CW_TRY(open_fallback(o, s, err));
+            return open_head(o, s, err);
         }
         if (cw_signal_interrupted()) return CW_FAIL(err, CW_STATUS_CANCELLED, "stopped");
         /* A join string that cannot be right is for the user to mend, not to work around. */
@@ -226,12 +257,17 @@ static cw_status open_offline(const cli_options *o, cli_setup *s, cw_err *err)
 
 static cw_status open_draft(const cli_options *o, cli_setup *s, cw_err *err)
 {
-    if (!s->fallback_path)
+    if (!s->fallback_path && !wants_head(o))
         return CW_FAIL(err, CW_STATUS_INVALID,
-                       "--mode draft needs a small model that guesses: --fallback FILE");
+                       "--mode draft needs a small model that guesses, --fallback FILE, or the model's own "
+                       "prediction head, --mtp FILE or --drafter mtp");
+    if (o->drafter == CLI_DRAFTER_MTP && o->draft > CW_MTP_MAX)
+        return CW_FAIL(err, CW_STATUS_INVALID, "--draft %lld: a prediction head guesses at most %d tokens",
+                       (long long)o->draft, CW_MTP_MAX);
     CW_TRY(open_split(o, s, WAIT_SPLIT_MS, err));
     s->mode = CLI_MODE_DRAFT;
-    return open_fallback(o, s, err);
+    CW_TRY(open_fallback(o, s, err));
+    return open_head(o, s, err);
 }
 
 static cw_status open_mode(const cli_options *o, cli_setup *s, cw_err *err)
@@ -268,6 +304,7 @@ cw_status cli_setup_open(const cli_options *o, cli_setup *out, cw_err *err)
 
 void cli_setup_close(cli_setup *s)
 {
+    cw_drafter_free(&s->head);
     cw_speaker_close(&s->main);
     cw_speaker_close(&s->fallback);
     cw_mainland_close(&s->land);
@@ -308,10 +345,9 @@ const cw_mainland_counts *cli_setup_counts(const cli_setup *s)
     return &st.n;
 }
 
-/* Mode auto with a cluster: from pass to pass with a draft or without, where the fallback can make one. */
-static bool can_choose_draft(const cli_options *o, const cli_setup *s)
+static bool fallback_can_draft(const cli_options *o, const cli_setup *s)
 {
-    return o->mode == CLI_MODE_AUTO && s->mode == CLI_MODE_SPLIT && s->fallback &&
+    return o->drafter != CLI_DRAFTER_MTP && s->fallback &&
            cw_tok_same_vocab(cw_speaker_tok(s->main), cw_speaker_tok(s->fallback));
 }
 
@@ -322,19 +358,33 @@ cli_mode cli_setup_mode(const cli_setup *s)
     return v->n_rounds[1] > v->n_rounds[0] ? CLI_MODE_DRAFT : CLI_MODE_SPLIT;
 }
 
+/* Who drafts, and how much. false: nobody. */
+static bool choose_draft(const cli_options *o, cli_setup *s)
+{
+    bool by_fallback = s->main && fallback_can_draft(o, s), chosen = o->mode == CLI_MODE_AUTO;
+    if (s->mode != CLI_MODE_DRAFT && !(chosen && s->mode == CLI_MODE_SPLIT && (by_fallback || s->head)))
+        return false;
+    s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : CW_SHADOW_GUESS_MAX};
+    if (!by_fallback && !s->head) return true; /* cw_talk_new says why nobody can */
+    if (!by_fallback && s->draft.max > s->head->max) s->draft.max = s->head->max;
+    /* A number given is a number meant, in mode draft; in mode auto it is the most. */
+    if (s->mode == CLI_MODE_DRAFT && o->draft) {
+        if (!by_fallback) s->draft.drafter = s->head;
+        return true;
+    }
+    cli_governed_begin(&s->governed, s->main, by_fallback ? s->fallback : NULL, s->head, s->land,
+                       s->draft.max, s->mode != CLI_MODE_DRAFT);
+    s->draft.length = cli_governed_length;
+    s->draft.tell = cli_governed_tell;
+    s->draft.ctx = &s->governed;
+    s->draft.drafter = s->head;
+    if (s->head && by_fallback) s->draft.use_drafter = cli_governed_by_head;
+    return true;
+}
+
 cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
 {
-    bool drafts = s->mode == CLI_MODE_DRAFT || can_choose_draft(o, s);
-    s->draft = (cw_talk_draft){.max = o->draft ? (int)o->draft : CW_SHADOW_GUESS_MAX};
-    /* A number given is a number meant, in mode draft; in mode auto it is the most. */
-    if (drafts && cw_tok_same_vocab(cw_speaker_tok(s->main), cw_speaker_tok(s->fallback)) &&
-        !(s->mode == CLI_MODE_DRAFT && o->draft)) {
-        cli_governed_begin(&s->governed, s->main, s->fallback, s->land, s->draft.max,
-                           s->mode != CLI_MODE_DRAFT);
-        s->draft.length = cli_governed_length;
-        s->draft.tell = cli_governed_tell;
-        s->draft.ctx = &s->governed;
-    }
+    bool drafts = choose_draft(o, s);
     return (cw_talk_options){
         .main = s->main,
         .fallback = s->fallback,

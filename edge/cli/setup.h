@@ -16,6 +16,7 @@ typedef struct {
     char why[640];                 /* one sentence: how it came to that mode */
     cw_pool *pool, *fallback_pool; /* the fallback follows the conversation while the big model computes */
     cw_speaker *main, *fallback;
+    cw_drafter *head; /* the main model's prediction head, where it is to draft */
     cw_mainland *land;
     char *model_path, *fallback_path;
     cw_talk_draft draft;
@@ -41,6 +42,8 @@ cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s);
 CW_MUST_USE cw_status cli_model_path(const cli_options *o, char **out, cw_err *err);
 /* The demo model brings its student; any other model only what --fallback names. NULL: none. Caller frees. */
 CW_MUST_USE cw_status cli_fallback_path(const cli_options *o, char **out, cw_err *err);
+/* What --mtp names, or the demo model's. NULL: what the model's own file holds. Caller frees. */
+CW_MUST_USE cw_status cli_head_path(const cli_options *o, char **out, cw_err *err);
 /* Does everything fit here? The sentence says why not. */
 CW_MUST_USE cw_status cli_check_fits(const cli_options *o, const char *path, cw_err *err);
 /* --expert-groups. */

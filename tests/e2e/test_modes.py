@@ -7,8 +7,9 @@ import tempfile
 import time
 import unittest
 
-from cluster import BIN, Cluster, PATIENCE, PROMPT, STUDENT, TEACHER, ask_local, eventually, parse_answer
+from cluster import BIN, DEMO, Cluster, PATIENCE, PROMPT, STUDENT, TEACHER, ask_local, eventually, parse_answer
 
+HEAD = DEMO / "causeway-demo-teacher-mtp.gguf"
 MODEL = "Causeway demo teacher"
 FALLBACK = "Causeway demo student"
 
@@ -91,6 +92,51 @@ class Auto(unittest.TestCase):
                                    env={**os.environ, "XDG_STATE_HOME": str(c.dir / f"edge-{i}"), **env})
                 self.assertEqual(r.returncode, 0, r.stderr)
                 self.assertIn("632", r.stdout)
+
+
+class PredictionHead(unittest.TestCase):
+    def test_the_head_drafts_and_the_text_is_the_same(self):
+        local, _ = ask_local()
+        with Cluster() as c:
+            c.start_worker("a")
+            eventually("every expert is on the worker", lambda: c.admin_json("status")["covered"] == 128)
+            edge = Edge(c)
+            common = ("-p", PROMPT, "--json", "--wait", "30s")
+            join = ("--join", c.join("edge"))
+            plain, summary = parse_answer(edge.run(*common, *join, "--mode", "split"))
+            self.assertEqual((plain, summary["drafted"]), (local, 0))
+            for n in (1, 2):
+                r = edge.run(*common, "--mode", "draft", "--drafter", "mtp", "--draft", str(n))
+                text, summary = parse_answer(r)
+                self.assertEqual((text, summary["mode"]), (local, "draft"), r.stderr)
+                self.assertGreater(summary["accepted"], summary["drafted"] / 2)
+                self.assertLess(summary["passes"], summary["tokens"])
+            # A companion and no fallback at all; the length is governed.
+            for mode in ("draft", "auto"):
+                text, summary = parse_answer(edge.run(*common, "-m", TEACHER, "--mtp", HEAD, "--mode", mode))
+                self.assertEqual(text, local)
+                self.assertGreater(summary["governor"]["rounds"], 0)
+                if mode == "draft":
+                    self.assertGreater(summary["governor"]["rounds_by_head"], 0)
+                    self.assertGreater(summary["accepted"], 0)
+            # Nobody who could, or the wrong one, is said.
+            for args, words in (((), "--mtp FILE"), (("--drafter", "mtp"), "no multi-token-prediction block"),
+                                (("--mtp", STUDENT), "llama"), (("--drafter", "mtp", "--mtp", HEAD, "--draft", "3"), "at most 2")):
+                r = edge.run("-p", PROMPT, "-m", TEACHER, "--mode", "draft", "--wait", "30s", *args)
+                self.assertEqual(r.returncode, 1, args)
+                self.assertIn(words, r.stderr)
+
+    def test_inspect_holds_a_head_against_the_model(self):
+        def inspect(*args):
+            r = subprocess.run([str(BIN / "causeway"), "inspect", "--json", *map(str, args)], capture_output=True, text=True, timeout=60 * PATIENCE)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            return json.loads(r.stdout)
+
+        self.assertNotIn("prediction_head", inspect(TEACHER))
+        head = inspect(TEACHER, "--mtp", HEAD)["prediction_head"]
+        self.assertTrue(head["usable"])
+        self.assertEqual(head["block"], 5)
+        self.assertFalse(inspect(TEACHER, "--mtp", STUDENT)["prediction_head"]["usable"])
 
 
 class TheTideComesIn(unittest.TestCase):

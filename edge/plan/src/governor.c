@@ -202,6 +202,11 @@ static double rate(const cw_governor *g, int r)
     return cw_governor_yield(g, rungs[r]) / cw_governor_round_us(g, rungs[r]);
 }
 
+double cw_governor_rate(const cw_governor *g)
+{
+    return rate(g, g->rung);
+}
+
 static int best_rung(const cw_governor *g)
 {
     int best = g->low;
@@ -276,6 +281,7 @@ void cw_governor_init(cw_governor *g, const cw_plan *p, int max, bool may_rest)
     g->probe_in = g->probe_gap = FIRST_LOOK;
     g->wrong_before = true;
     g->guess_us = p->machine.fallback_us;
+    g->shown = p->machine.draft_waits ? 1 : 0;
     read_shape(g, p);
     /* The plan's line and curve through passes of 1, 2 and 33 rows. */
     const int last = CW_PLAN_DRAFT_MAX + 1;
@@ -304,6 +310,20 @@ void cw_governor_plan(cw_governor *g, const cw_plan *p)
     g->rung = best_rung(g);
     g->probe = -1;
     g->probe_gap = g->probe_in = FIRST_LOOK;
+}
+
+void cw_governor_learn_passes(cw_governor *to, const cw_governor *from)
+{
+    memcpy(to->x, from->x, sizeof to->x);
+    memcpy(to->p, from->p, sizeof to->p);
+    to->stalled_us = from->stalled_us;
+    to->streak = from->streak;
+}
+
+void cw_governor_begin_anew(cw_governor *g)
+{
+    g->wrong_before = true;
+    g->n_before = 0;
 }
 
 int cw_governor_choice(const cw_governor *g)

@@ -90,6 +90,7 @@ double cw_plan_round_us(const cw_plan *p, int n)
     double pass = cw_plan_pass_us(p, 1 + n);
     if (n == 0) return pass;
     double draft = n * p->machine.fallback_us;
+    if (p->machine.draft_waits) return pass + draft;
     double away = p->model.n_moe_layers * cw_plan_layer_us(p, 1 + n);
     double all_right = pow(p->machine.acceptance, n);
     return pass + (1 - all_right) * draft + all_right * fmax(0, draft - away);

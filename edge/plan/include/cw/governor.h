@@ -55,6 +55,14 @@ int cw_governor_length(cw_governor *g);
  * how long it took. */
 void cw_governor_tell(cw_governor *g, int n_drafted, int n_accepted, int64_t wait_us, int64_t pass_us);
 
+/* Passes cost the same whoever guesses: of them `to` knows from now on what `from` does. For several
+ * governors of one link, of which one at a time is told of rounds. */
+void cw_governor_learn_passes(cw_governor *to, const cw_governor *from);
+/* Guesses that were begun while the pass before was away are not there: others guessed, or nobody. */
+void cw_governor_begin_anew(cw_governor *g);
+
+/* Tokens a microsecond that it expects of its choice. */
+double cw_governor_rate(const cw_governor *g);
 /* What it expects of runs of n guesses. */
 double cw_governor_round_us(const cw_governor *g, int n);
 double cw_governor_yield(const cw_governor *g, int n);

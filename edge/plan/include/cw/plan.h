@@ -46,6 +46,7 @@ typedef struct {
     double local_us;             /* a token with every expert here */
     bool can_draft;              /* the small model shares the vocabulary */
     double acceptance;           /* of a drafted token when all before it were right, 0..1 */
+    bool draft_waits;            /* guesses are made between passes, nothing hides their time */
 } cw_plan_machine;
 
 typedef struct {
