@@ -327,6 +327,23 @@ static cw_status do_unfence(call *a, cw_err *err)
     return put_worker_key(a, &key);
 }
 
+/* {"layer": "bits in hex, expert 0 the lowest bit of the first byte", ...} */
+static void put_sets(cw_json *j, const Cw__Pb__EpochWorker *w)
+{
+    char layer[16], hex[CW_WIRE_MAX_EXPERTS / 4 + 1];
+    cw_json_key(j, "sets");
+    cw_json_object(j);
+    for (size_t s = 0; s < w->n_sets; s++) {
+        const ProtobufCBinaryData *x = &w->sets[s]->experts;
+        if (x->len > CW_WIRE_MAX_EXPERTS / 8) continue;
+        for (size_t k = 0; k < x->len; k++) snprintf(hex + 2 * k, 3, "%02x", x->data[k]);
+        hex[2 * x->len] = 0;
+        snprintf(layer, sizeof layer, "%u", w->sets[s]->layer);
+        cw_json_kstr(j, layer, hex);
+    }
+    cw_json_end(j);
+}
+
 static cw_status do_epoch(call *a, cw_err *err)
 {
     cw_frame f = cw_coordinator_get_epoch(a->c);
@@ -352,6 +369,7 @@ static cw_status do_epoch(call *a, cw_err *err)
         cw_json_kstr(j, "name", b->workers[i]->name);
         cw_json_kstr(j, "address", b->workers[i]->address);
         cw_json_kuint(j, "experts", n);
+        if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(a->request, "sets"))) put_sets(j, b->workers[i]);
         cw_json_end(j);
     }
     cw_json_end(j);

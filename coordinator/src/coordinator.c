@@ -17,7 +17,7 @@ void cw_coordinator_config_init(cw_coordinator_config *c)
     *c = (cw_coordinator_config){
         .max_workers = 1024,
         .max_edges = 10000,
-        .ticket_streams = 8,
+        .ticket_streams = 64,
         .ticket_rows_per_s = 0,
         .times = {.heartbeat_ms = 2000,
                   .hello_ms = 2000,

@@ -15,195 +15,12 @@ questions to an edge that holds every expert itself.
 """
 import argparse
 import json
-import queue
-import random
-import signal
-import statistics
-import subprocess
 import sys
 import threading
 import time
 
-from cluster import BIN, STUDENT, TEACHER, eventually
-from proxy import ProxiedCluster
-
-TOPICS = ["a brave fox", "a poor king", "a clever girl", "an old miller", "a lazy cat", "a proud crow", "two brothers", "a small bear",
-          "a kind queen", "a hungry wolf", "a lost lamb", "a golden bird"]
-QUESTIONS = [f"Tell me a story about {t}." for t in TOPICS] + ["What is 347 + 285?", "Sort: 41, 7, 530, 88", "What is the capital of France?"]
-
-
-class Talker:
-    """A `causeway chat --json` that stays: one question after another, each piece of text with the time it came."""
-
-    def __init__(self, directory, name, *args, seed=1, tokens=300):
-        self.name = name
-        self.err_path = directory / f"{name}.err"
-        with open(self.err_path, "wb") as err:
-            self.popen = subprocess.Popen(
-                [str(a) for a in (BIN / "causeway", "chat", "--json", "--temp", "0.7", "--seed", seed, "-n", tokens, "--threads", "1", *args)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True, bufsize=1)
-        self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self):
-        for line in self.popen.stdout:
-            self.lines.put((time.monotonic(), line))
-        self.lines.put((time.monotonic(), None))
-
-    def begin(self, question):
-        self.popen.stdin.write(f"/new\n{question}\n")
-        self.popen.stdin.flush()
-
-    def finish(self, patience=60):
-        """(text, times of pieces, summary); a failed answer has no summary."""
-        text, times, end = "", [], time.monotonic() + patience
-        while True:
-            try:
-                at, line = self.lines.get(timeout=max(0.01, end - time.monotonic()))
-            except queue.Empty:
-                return text, times, None
-            if line is None:
-                return text, times, None
-            value = json.loads(line)
-            if "summary" in value:
-                return text, times, value["summary"]
-            text += value.get("text", "")
-            times.append(at)
-
-    def ask(self, question):
-        self.begin(question)
-        return self.finish()
-
-    def said(self):
-        return self.err_path.read_text(errors="replace")
-
-    def close(self):
-        if self.popen.poll() is None:
-            self.popen.stdin.close()
-            try:
-                self.popen.wait(10)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait()
-
-
-class Bed:
-    """Three workers that each hold everything, behind proxies with a delay, and the faults that can befall them."""
-
-    def __init__(self, seed, delay="1ms", workers=("a", "b", "c"), ticket=None):
-        self.rng = random.Random(seed)
-        self.delay = delay
-        self.names = list(workers)
-        self.cluster = ProxiedCluster(seed=seed)
-        self.coordinator_args = ["--ticket-lifetime", ticket] if ticket else []
-        self.workers, self.talkers = {}, []
-        self.n_extra = 0
-
-    def __enter__(self):
-        c = self.cluster
-        c.start_coordinator(*self.coordinator_args)
-        self.worker_join = c.join("worker", "--uses", "100")
-        self.edge_join = c.join("edge")
-        for n in self.names:
-            self.start_worker(n)
-        self.all_ready()
-        return self
-
-    def __exit__(self, kind, *rest):
-        for t in self.talkers:
-            t.close()
-            if kind is not None:
-                print(f"--- {t.name} ---\n{t.said()[-2000:]}", file=sys.stderr)
-        self.cluster.__exit__(kind, *rest)
-
-    def start_worker(self, name):
-        self.workers[name] = self.cluster.start_worker(name, join=self.worker_join)
-        self.cluster.net(f"{name} delay both {self.delay}")
-
-    def status(self):
-        return self.cluster.admin_json("status")
-
-    def all_ready(self, seconds=30):
-        eventually("every worker holds everything", lambda: self.status()["min_homes"] >= len(self.names), seconds)
-
-    def talker(self, name, *args, **kwargs):
-        t = Talker(self.cluster.dir, name, "--mode", "split", "--join", self.edge_join, "--state", self.cluster.dir / f"state-{name}",
-                   "--name", name, *args, **kwargs)
-        self.talkers.append(t)
-        return t
-
-    def reference(self, seed, tokens=300):
-        t = Talker(self.cluster.dir, "reference", "--mode", "local", "-m", TEACHER, seed=seed, tokens=tokens)
-        self.talkers.append(t)
-        texts = {q: t.ask(q)[0] for q in QUESTIONS}
-        t.close()
-        return texts
-
-    # --- faults: each returns what undoes it, called after a while ---
-
-    def kill(self, name):
-        self.workers[name].popen.kill()
-        self.workers[name].popen.wait()
-        return lambda: self.start_worker(name)
-
-    def stop(self, name):
-        p = self.workers[name].popen
-        p.send_signal(signal.SIGSTOP)
-        return lambda: p.send_signal(signal.SIGCONT)
-
-    def blackhole(self, name):
-        self.cluster.net(f"{name} blackhole both on")
-        return lambda: self.cluster.net(f"{name} blackhole both off")
-
-    def blackhole_replies(self, name):
-        self.cluster.net(f"{name} blackhole down on")
-        return lambda: self.cluster.net(f"{name} blackhole down off")
-
-    def reset(self, name):
-        self.cluster.net(f"{name} reset")
-        return lambda: None
-
-    def restart_coordinator(self, _):
-        c = self.cluster
-        c.coordinator.kill()
-        c.start_coordinator(*self.coordinator_args)
-        return lambda: None
-
-    def drain(self, name):
-        self.cluster.admin("drain", name)
-        return lambda: self.cluster.admin("undrain", name, check=False)
-
-    def join(self, _):
-        self.n_extra += 1
-        name = f"x{self.n_extra}"
-        self.start_worker(name)
-
-        def leave():
-            self.workers.pop(name).stop(60)
-        return leave
-
-
-def gaps_of(times, since):
-    """Longest gap between pieces at or after `since`, in ms; the gap that `since` falls into counts from `since`."""
-    later = [t for t in times if t > since]
-    points = [since, *later] if times and times[0] <= since else later
-    return max((b - a for a, b in zip(points, points[1:])), default=0.0) * 1e3
-
-
-def spread(values):
-    v = sorted(values)
-    pick = lambda q: round(v[min(len(v) - 1, int(q * len(v)))], 1)
-    return {"n": len(v), "p50": pick(0.5), "p95": pick(0.95), "max": round(v[-1], 1)} if v else {"n": 0}
-
-
-def edge_counters(talkers):
-    """Sums of the counters that the last summaries showed."""
-    total = {}
-    for s in talkers:
-        for k, v in (s or {}).items():
-            if k in ("hedges", "hedge_wins", "resent", "compared", "mismatches", "busy", "calls", "late"):
-                total[k] = total.get(k, 0) + v
-    return total
+from bed import QUESTIONS, STORIES, Bed, edge_counters, gaps_of, rss_and_descriptors, slope, spread
+from cluster import BIN, TEACHER, eventually
 
 
 def run_answers(o):
@@ -250,38 +67,50 @@ def run_answers(o):
         return figures, not failed and not changed and sum(done) >= o.answers
 
 
+def disturbed(counters):
+    return sum(counters.get(k, 0) for k in ("resent", "hedges", "suspects"))
+
+
 def run_gaps(o):
+    """Each fault befalls a worker that is computing for the answer: its link carries replies at that moment, and the edge must
+    have sent something again or more than once; what met nobody's call is told as `idle` and does not count."""
     limits = {"kill": 250, "stop": 400, "blackhole": 400}
     figures, ok = {}, True
     with Bed(o.seed) as bed:
         want = bed.reference(o.seed)
-        stories = [q for q in QUESTIONS if q.startswith("Tell")]
         edge = bed.talker("e0", "-m", TEACHER, seed=o.seed)
         quiet = []
-        for q in stories:
+        for q in STORIES:
             edge.ask(q)
-            _, times, _ = edge.ask(q)
+            _, times, last = edge.ask(q)
             quiet.append(gaps_of(times, times[0]))
         figures["quiet_ms"] = spread(quiet)
-        for kind in (bed.kill, bed.stop, bed.blackhole):
-            gaps, wrong, tries = [], 0, 0
+        for kind in (getattr(bed, k) for k in o.kinds or limits):
+            gaps, wrong, idle, tries = [], 0, 0, 0
             while len(gaps) < o.events and tries < 3 * o.events:
                 tries += 1
-                q = bed.rng.choice(stories)
+                q = bed.rng.choice(STORIES)
                 edge.begin(q)
                 time.sleep(bed.rng.uniform(0.15, 0.7))
+                name = bed.in_use()
+                if not name:
+                    edge.finish()
+                    continue
                 at = time.monotonic()
-                undo = kind(bed.rng.choice(bed.names))
+                undo = kind(name)
                 text, times, summary = edge.finish()
                 if summary is None or text != want[q]:
                     wrong += 1
                     print(kind.__name__, "failed" if summary is None else "changed", edge.said()[-300:], file=sys.stderr)
+                elif disturbed(summary) == disturbed(last):
+                    idle += 1
                 elif times and times[0] < at < times[-1]:
                     gaps.append(gaps_of(times, at))
+                last = summary or last
                 undo()
                 bed.all_ready(60)
                 time.sleep(0.3)
-            figures[kind.__name__] = {**spread(gaps), "limit": limits[kind.__name__], "wrong": wrong}
+            figures[kind.__name__] = {**spread(gaps), "limit": limits[kind.__name__], "idle": idle, "wrong": wrong}
             print(json.dumps({kind.__name__: figures[kind.__name__]}), file=sys.stderr, flush=True)
             ok &= bool(gaps) and max(gaps) <= limits[kind.__name__] and not wrong and len(gaps) >= o.events
     return figures, ok
@@ -314,37 +143,99 @@ def run_coordinator(o):
         return {"seconds": 10 * o.lifetimes, "answers": n, "wrong": len(wrong), "edge_started_meanwhile": started}, not wrong and started
 
 
+class Moves:
+    """What was loaded since the last look, and the least that somebody would have had to load. Every expert of the demo model
+    takes the same memory, so experts are counted, and the bytes are the workers' own count."""
+
+    def __init__(self, bed):
+        self.bed, self.before = bed, {}
+        self.loaded_bytes = self.least_bytes = 0
+        self.look()
+
+    def look(self):
+        """(experts, bytes) loaded since the last time, by all who are here or have gone since."""
+        now = {}
+        for name in self.bed.workers:
+            n = self.bed.numbers(name)
+            now[name] = (n["causeway_worker_loaded_total"], n["causeway_worker_loaded_bytes_total"])
+        was = self.before
+        self.before = now
+        return [sum(now[n][i] - was.get(n, (0, 0))[i] for n in now) for i in (0, 1)]
+
+    def count(self, least):
+        experts, loaded = self.look()
+        if experts:
+            self.expert_bytes = loaded / experts
+        self.loaded_bytes += loaded
+        self.least_bytes += least * self.expert_bytes
+        return {"experts": int(experts), "least": least}
+
+
+def lacking(sets, name):
+    """Experts of that worker that have fewer than two homes without it."""
+    others = [s for n, s in sets.items() if n != name]
+    return sum(sum(x in s for s in others) < 2 for x in sets[name])
+
+
 def run_moves(o):
-    """Joins and drains under load: no pause above 250 ms."""
-    with Bed(o.seed) as bed:
+    """Four workers that hold a part of the model each; others come and leave, some are drained and taken back, while an edge
+    asks. Three of them have just room for two homes of everything, so the least is: of who comes, what it is to hold; of who
+    goes, what would have fewer than two homes; of who is taken back, what it has to hold again."""
+    with Bed(o.seed, workers=("a", "b", "c", "d"), part=o.part) as bed:
         want = bed.reference(o.seed)
-        stories = [q for q in QUESTIONS if q.startswith("Tell")]
         edge = bed.talker("e0", "-m", TEACHER, seed=o.seed)
-        edge.ask(stories[0])
-        pauses, wrong = [], 0
+        edge.ask(STORIES[0])
+        pauses, wrong, events = [], 0, []
         over = threading.Event()
 
         def ask_on():
             nonlocal wrong
             n = 0
             while not over.is_set():
-                q = stories[n % len(stories)]
+                q = STORIES[n % len(STORIES)]
                 n += 1
                 text, times, summary = edge.ask(q)
                 if summary is None or text != want[q]:
                     wrong += 1
-                elif times:
-                    pauses.append(gaps_of(times, times[0]))
+                else:
+                    pauses.extend((b, (b - a) * 1e3) for a, b in zip(times, times[1:]))
         asking = threading.Thread(target=ask_on)
         asking.start()
-        for i in range(o.events):
-            undo = bed.join(None) if i % 2 == 0 else bed.drain(bed.rng.choice(bed.names))
-            time.sleep(3)
-            undo()
-            time.sleep(2)
+        moves = Moves(bed)
+
+        def event(what, do, least):
+            events.append((time.monotonic(), what, {}))
+            do()
+            eventually(f"{what}: everything is in its place", bed.settled, 90)
+            time.sleep(2.2)  # metrics are a second old at most
+            events[-1][2].update(moves.count(least()))
+        for i in range(0, o.events, 2):
+            if i % 4 == 0:
+                event("join", lambda: bed.join(None), lambda: len(bed.epoch_sets()[name]) if (name := f"x{bed.n_extra}") else 0)
+                name = f"x{bed.n_extra}"
+                alone = lacking(bed.epoch_sets(), name)
+                event("leave", lambda: bed.workers.pop(name).stop(90), lambda: alone)
+            else:
+                name = bed.rng.choice(bed.names)
+                alone = lacking(bed.epoch_sets(), name)
+                event("drain", lambda: bed.cluster.admin("drain", name, "--no-wait"), lambda: alone)
+                held = bed.numbers(name)["causeway_worker_experts"]
+                event("undrain", lambda: bed.cluster.admin("undrain", name), lambda: max(0, len(bed.epoch_sets()[name]) - int(held)))
         over.set()
         asking.join()
-        return {"events": o.events, "answers": len(pauses), "pause_ms": spread(pauses), "wrong": wrong}, not wrong and max(pauses) <= 250
+        longest = {}
+        for k, (at, what, _) in enumerate(events):
+            end = events[k + 1][0] if k + 1 < len(events) else float("inf")
+            longest[what] = max([longest.get(what, 0), *(p for t, p in pauses if at <= t < end)])
+        for t, p in pauses:
+            if p > 100:
+                k = max((k for k in range(len(events)) if events[k][0] <= t), default=0)
+                print(f"{p:.0f} ms, {t - events[k][0]:.2f} s after {events[k][1]}", file=sys.stderr)
+        ratio = moves.loaded_bytes / moves.least_bytes
+        return {"events": len(events), "tokens": len(pauses), "pause_ms": spread([p for _, p in pauses]),
+                "longest_ms": {k: round(v, 1) for k, v in longest.items()}, "moves": [[w, n] for _, w, n in events],
+                "moved_bytes": int(moves.loaded_bytes), "least_bytes": int(moves.least_bytes), "ratio": round(ratio, 3),
+                "wrong": wrong}, not wrong and max(p for _, p in pauses) <= 250 and ratio <= 1.2
 
 
 def run_liar(o):
@@ -375,15 +266,14 @@ def run_liar(o):
 
 
 def answer_on(edges, seconds, want):
-    """All edges answer stories for so long; tokens of each, wrong answers, the last summaries."""
-    stories = [q for q in QUESTIONS if q.startswith("Tell")]
+    """All edges answer STORIES for so long; tokens of each, wrong answers, the last summaries."""
     tokens, wrong, last = [0] * len(edges), [], [None] * len(edges)
     end = time.monotonic() + seconds
 
     def ask_on(i):
         n = i
         while time.monotonic() < end:
-            q = stories[n % len(stories)]
+            q = STORIES[n % len(STORIES)]
             n += 1
             text, times, summary = edges[i].ask(q)
             if summary is None or text != want[q]:
@@ -425,19 +315,19 @@ def run_overload(o):
         return figures, not wrong_all and rate >= 0.9 * peak and hedged < 0.05 and min(shares) >= 0.9 and max(shares) <= 1.1
 
 
-def rss_and_descriptors(pid):
-    import pathlib
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    rss = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
-    return rss, len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def slope(points):
-    """Least squares, per 10 minutes."""
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    mx, my = statistics.mean(xs), statistics.mean(ys)
-    below = sum((x - mx) ** 2 for x in xs)
-    return 600 * sum((x - mx) * (y - my) for x, y in zip(xs, ys)) / below if below else 0.0
+def settled_descriptors(bed, pids):
+    """Descriptors of each process when all is whole and nothing has changed for three seconds."""
+    bed.all_ready(90)
+    before, since = None, time.monotonic()
+    end = since + 60
+    while time.monotonic() < end:
+        now = {name: rss_and_descriptors(pid)[1] for name, pid in pids.items()}
+        if now != before:
+            before, since = now, time.monotonic()
+        elif time.monotonic() - since > 3:
+            break
+        time.sleep(0.2)
+    return before
 
 
 def run_soak(o):
@@ -447,10 +337,13 @@ def run_soak(o):
         want = bed.reference(o.seed)
         edges = [bed.talker("e0", "-m", TEACHER, seed=o.seed), bed.talker("e1", seed=o.seed)]
         wrong, n = [], [0, 0]
-        over = threading.Event()
+        over, rest = threading.Event(), threading.Event()
 
         def ask_on(i):
             while not over.is_set():
+                if rest.is_set():
+                    time.sleep(0.05)
+                    continue
                 q = QUESTIONS[n[i] % len(QUESTIONS)]
                 text, _, summary = edges[i].ask(q)
                 n[i] += 1
@@ -463,17 +356,29 @@ def run_soak(o):
                 **{e.name: e.popen.pid for e in edges}}
         curve = {name: [] for name in pids}
         start = time.monotonic()
-        n_faults = 0
+        n_faults, first = {}, None
+
+        def descriptors():
+            rest.set()
+            d = settled_descriptors(bed, pids)
+            rest.clear()
+            return d
         while time.monotonic() - start < 60 * o.minutes:
+            if first is None and time.monotonic() - start >= 60 * o.minutes / 3:
+                first = descriptors()
             kind, name = rng.choice([(bed.kill, "k"), (bed.stop, rng.choice("abc")), (bed.blackhole, rng.choice("abck")),
-                                     (bed.reset, rng.choice("abck")), (bed.drain, rng.choice("abck"))])
+                                     (bed.blackhole_replies, rng.choice("abck")), (bed.reset, rng.choice("abck")),
+                                     (bed.drain, rng.choice("abck")), (bed.join, None)])
             undo = kind(name)
-            n_faults += 1
+            n_faults[kind.__name__] = n_faults.get(kind.__name__, 0) + 1
             time.sleep(rng.uniform(0.5, 2.0))
             undo()
             bed.all_ready(90)
             for process, pid in pids.items():
                 curve[process].append((time.monotonic() - start, *rss_and_descriptors(pid)))
+                if o.log:
+                    print(json.dumps([process, *(round(x, 2) for x in curve[process][-1])]), file=sys.stderr, flush=True)
+        final = descriptors()
         over.set()
         for t in threads:
             t.join(90)
@@ -483,9 +388,9 @@ def run_soak(o):
         for name, points in curve.items():
             late = [p for p in points if p[0] >= 60 * o.minutes / 3]
             s = slope([(p[0], p[1]) for p in late])
-            fds = [p[2] for p in late]
-            figures[name] = {"mib_per_10_min": round(s, 2), "mib": round(late[-1][1], 1), "descriptors": [fds[0], fds[-1], max(fds)]}
-            ok &= s < 1.0
+            figures[name] = {"mib_per_10_min": round(s, 2), "mib": round(late[-1][1], 1), "descriptors": [first[name], final[name]],
+                             "most_descriptors": max(p[2] for p in late)}
+            ok &= s < 1.0 and first[name] == final[name]
         return figures, ok
 
 
@@ -497,10 +402,13 @@ def main():
     p.add_argument("what", choices=RUNS)
     p.add_argument("--answers", type=int, default=200)
     p.add_argument("--events", type=int, default=50)
+    p.add_argument("--kinds", nargs="*", choices=["kill", "stop", "blackhole"], help="gaps: only these faults")
+    p.add_argument("--part", type=float, default=0.71, help="moves: of the model that each worker's memory holds")
     p.add_argument("--lifetimes", type=int, default=5)
     p.add_argument("--seconds", type=int, default=60)
     p.add_argument("--minutes", type=float, default=30)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--log", action="store_true", help="soak: every sample of every process on stderr")
     o = p.parse_args()
     began = time.monotonic()
     figures, ok = RUNS[o.what](o)

@@ -196,6 +196,8 @@ void holdings_loaded(cw_worker *w, uint32_t layer, uint32_t expert, bool ok, con
         return;
     }
     if (!w->n_failed) cw_backoff_reset(&w->load_backoff);
+    w->loaded++;
+    w->loaded_bytes += w->layers[layer].packed_bytes;
     set_state(w, layer, expert, is_wanted(w, layer, expert) ? X_READY : X_UNLOADING);
 }
 

@@ -80,15 +80,25 @@ void turns_leave(cw_worker *w, call *c)
 
 /* --- accounts --- */
 
+/* What the newest ticket says. false: out of memory, all is as it was. */
+static bool account_limit(account *a, uint32_t streams, uint32_t rows_per_s)
+{
+    if (streams > STREAMS_MAX) streams = STREAMS_MAX;
+    stream *list = streams == a->streams_max ? a->streams : cw_realloc(a->streams, streams, sizeof *list);
+    if (!list) return false;
+    a->streams = list;
+    a->streams_max = streams;
+    if (a->n_streams > streams) a->n_streams = streams;
+    a->rows_per_s = rows_per_s;
+    return true;
+}
+
 static account *account_new(const cw_key *key, uint32_t streams, uint32_t rows_per_s, int64_t now_us)
 {
     account *a = cw_calloc(1, sizeof *a);
     if (!a) return NULL;
-    *a = (account){
-        .key = *key, .rows_per_s = rows_per_s, .rows_left = rows_per_s, .rows_us = now_us, .deficit = 1};
-    a->streams_max = streams > STREAMS_MAX ? STREAMS_MAX : streams;
-    a->streams = cw_calloc(a->streams_max, sizeof *a->streams);
-    if (!a->streams) {
+    *a = (account){.key = *key, .rows_left = rows_per_s, .rows_us = now_us, .deficit = 1};
+    if (!account_limit(a, streams, rows_per_s)) {
         cw_free(a);
         return NULL;
     }
@@ -99,6 +109,7 @@ account *turns_account(cw_worker *w, const cw_key *key, uint32_t streams, uint32
 {
     for (size_t i = 0; i < w->n_accounts; i++)
         if (cw_key_equal(&w->accounts[i]->key, key)) {
+            if (!account_limit(w->accounts[i], streams, rows_per_s)) return NULL;
             w->accounts[i]->n_links++;
             return w->accounts[i];
         }
@@ -115,18 +126,41 @@ account *turns_account(cw_worker *w, const cw_key *key, uint32_t streams, uint32
     return w->accounts[w->n_accounts++] = a;
 }
 
-void turns_account_leave(cw_worker *w, account **ap)
+static void account_free(cw_worker *w, size_t i)
 {
-    account *a = *ap;
-    *ap = NULL;
-    if (!a || --a->n_links) return;
-    size_t i = 0;
-    while (w->accounts[i] != a) i++;
+    account *a = w->accounts[i];
     memmove(&w->accounts[i], &w->accounts[i + 1], (w->n_accounts - i - 1) * sizeof *w->accounts);
     w->n_accounts--;
     if (w->turn > i) w->turn--;
     cw_free(a->streams);
     cw_free(a);
+}
+
+/* It stays for a while: who cuts its connection and comes back has the debts it had, and its streams. */
+void turns_account_leave(cw_worker *w, account **ap)
+{
+    account *a = *ap;
+    *ap = NULL;
+    if (!a || --a->n_links) return;
+    a->gone_us = w->now_us;
+    size_t n_gone = 0, oldest = 0;
+    for (size_t i = 0; i < w->n_accounts; i++) {
+        if (w->accounts[i]->n_links) continue;
+        if (!n_gone++ || w->accounts[i]->gone_us < w->accounts[oldest]->gone_us) oldest = i;
+    }
+    if (n_gone > GONE_MOST) account_free(w, oldest);
+}
+
+void turns_tick(cw_worker *w)
+{
+    for (size_t i = w->n_accounts; i-- > 0;)
+        if (!w->accounts[i]->n_links && w->now_us - w->accounts[i]->gone_us >= GONE_US) account_free(w, i);
+}
+
+void turns_free(cw_worker *w)
+{
+    while (w->n_accounts) account_free(w, w->n_accounts - 1);
+    cw_free(w->accounts);
 }
 
 /* --- admission --- */

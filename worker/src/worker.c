@@ -81,7 +81,7 @@ void cw_worker_free(cw_worker **wp)
     cw_msg_free(&w->restored);
     cw_free(w->jobs);
     cw_free(w->layer_calls);
-    cw_free(w->accounts);
+    turns_free(w);
     cw_free(w->expert_rows);
     cw_free(w->peers);
     cw_free(w->revoked);
@@ -194,6 +194,7 @@ void cw_worker_event(cw_worker *w, cw_event *ev, cw_outbox *out)
         saved_take_up(w, out);
         edges_tick(w, out);
         calls_expire(w, out);
+        turns_tick(w);
         audit_tick(w, out);
     } else if (ev->link & CW_LINK_OUT) {
         coordinator_event(w, ev, out);
@@ -283,6 +284,8 @@ void cw_worker_get_facts(const cw_worker *w, cw_worker_facts *out)
                              .bytes_out = w->bytes_out,
                              .speed = w->pace.n_jobs >= SPEED_JOBS ? pace_speed(&w->pace) : w->c.speed,
                              .queue_us = pace_queue_us(&w->pace, w->queued),
+                             .loaded = w->loaded,
+                             .loaded_bytes = w->loaded_bytes,
                              .chunk_bytes_out = w->chunk_bytes_out,
                              .serving = w->last_call_us && w->now_us - w->last_call_us < SERVING_US,
                              .wall_offset_ms = worker_cluster_ms(w) - w->wall_ms};

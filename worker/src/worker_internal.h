@@ -26,15 +26,17 @@ enum {
     PREFILL_WAIT_US = 150000, /* a longer queue turns prefill away */
     STREAM_WAIT_US = 300000,  /* a longer queue turns new streams away */
     STREAM_IDLE_US = 2000000, /* a stream without a call for that long may give its place to another */
-    STREAMS_MAX = 256,        /* of one edge, whatever its ticket says */
-    AUDITS_MAX = 8,           /* waiting */
-    AUDIT_ROWS = 16,          /* of one job */
-    AUDIT_WAIT_US = 1000000,  /* for a moment without calls; then it goes between them */
-    SPEED_JOBS = 32,          /* before the measured speed is believed */
-    SAVE_US = 1000000,        /* changes of a second go to disk together */
-    RESTORE_US = 2000000,     /* the coordinator's time to let us in before we take up what we held */
-    SERVING_US = 1000000,     /* since the last call: calls are being served */
-    CHUNK_WANTS_MAX = 32,     /* open requests of another worker */
+    GONE_US = 10000000,       /* the account of an edge without a connection is kept for so long */
+    GONE_MOST = 256,
+    STREAMS_MAX = 256,       /* of one edge, whatever its ticket says */
+    AUDITS_MAX = 8,          /* waiting */
+    AUDIT_ROWS = 16,         /* of one job */
+    AUDIT_WAIT_US = 1000000, /* for a moment without calls; then it goes between them */
+    SPEED_JOBS = 32,         /* before the measured speed is believed */
+    SAVE_US = 1000000,       /* changes of a second go to disk together */
+    RESTORE_US = 2000000,    /* the coordinator's time to let us in before we take up what we held */
+    SERVING_US = 1000000,    /* since the last call: calls are being served */
+    CHUNK_WANTS_MAX = 32,    /* open requests of another worker */
     LOADS_EVERY_US = 5000000,
     LOADS_MAX = 65536,                  /* experts in one report */
     SERVICE_RING = 128,                 /* latest service times, for the median */
@@ -95,6 +97,7 @@ enum { TURN_DECODE, TURN_PREFILL, N_TURNS };
 typedef struct {
     cw_key key;
     uint32_t n_links;
+    int64_t gone_us;            /* no links: since when */
     uint64_t bytes;             /* of its calls and their replies */
     call_list waiting[N_TURNS]; /* calls with pending entries */
     double deficit;             /* weight bytes it may still use in this round; below 0: used ahead */
@@ -190,7 +193,7 @@ struct cw_worker {
     uint8_t *epoch;
     size_t epoch_len;
     uint64_t epoch_term, epoch_number;
-    bool took_up; /* what is wanted is from an earlier run */
+    bool took_up;                /* what is wanted is from an earlier run */
     cw_msg *restored;            /* Assign of an earlier run, until the coordinator lets us in */
     int64_t restore_us, save_us; /* 0: not set; 0: nothing to save */
 
@@ -209,6 +212,7 @@ struct cw_worker {
     uint32_t n_missing, n_loading, n_ready, n_wanted, n_no_room, n_failed, n_unloading;
     size_t scan;
     uint64_t memory_used;
+    uint64_t loaded, loaded_bytes; /* since the start, also what was dropped again */
     int64_t load_retry_us, holdings_sent_us;
     cw_backoff load_backoff; /* of loads and of the manifest */
     bool holdings_dirty;
@@ -324,6 +328,8 @@ void call_unlink(cw_worker *w, call *c); /* answered or given up; freed when no 
 /* The account of the peer's key, made if need be; NULL: out of memory. One reference more. */
 account *turns_account(cw_worker *w, const cw_key *key, uint32_t streams, uint32_t rows_per_s);
 void turns_account_leave(cw_worker *w, account **a);
+void turns_tick(cw_worker *w);           /* accounts of those who are gone for good */
+void turns_free(cw_worker *w);           /* nobody has links any more */
 void turns_enter(cw_worker *w, call *c); /* its entries wait from now on */
 void turns_leave(cw_worker *w, call *c); /* all taken, or given up */
 /* NULL: the call may join the queue. Else why not, and when to come back. */

@@ -66,6 +66,7 @@ typedef struct {
 
 struct cw_session {
     cw_engine *engine;
+    uint32_t stream; /* its number in the process: the workers let streams in, not calls */
     int n_ctx, n_past;
     int32_t *tokens; /* [n_ctx] */
     cw_kv kv;

@@ -52,6 +52,15 @@ static void route_row(void *ctx, int row, int thread)
                           (uint32_t)row, p->entries + (int64_t)row * c->n_used);
 }
 
+/* Of a batch the oldest: a new conversation asks to be let in with its prompt, which is a call of its own. */
+static uint32_t stream_of(const cw_pass *p)
+{
+    uint32_t oldest = p->rows[0].session->stream;
+    for (int i = 1; i < p->n; i++)
+        if (p->rows[i].session->stream < oldest) oldest = p->rows[i].session->stream;
+    return oldest;
+}
+
 cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
 {
     step s = {.p = p, .w = &p->e->weights.layers[layer]};
@@ -68,6 +77,7 @@ cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
         CW_TRY(cw_pass_check(&p->h, layer, err));
     }
     p->call = (cw_expert_call){.layer = layer,
+                               .stream = stream_of(p),
                                .n_rows = p->n,
                                .d_model = c->d_model,
                                .kind = kind,

@@ -2,6 +2,7 @@
  * session's memory is one arena of reserved address space. */
 #include "engine_internal.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -23,7 +24,9 @@ cw_status cw_session_new(cw_engine *e, const cw_session_options *opt, cw_session
 
     cw_session *s = cw_calloc(1, sizeof *s);
     if (!s) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for a session");
+    static atomic_uint streams;
     s->engine = e;
+    s->stream = atomic_fetch_add(&streams, 1) + 1;
     s->n_ctx = n_ctx;
     s->prefill = expanded ? CW_PREFILL_EXPANDED : CW_PREFILL_ABSORBED;
     s->exact = n_ctx;

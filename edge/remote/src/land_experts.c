@@ -90,6 +90,7 @@ static cw_status submit(cw_experts *self, const cw_expert_call *c, uint64_t *tic
     for (int k = 0; k < c->n_entries; k++)
         s->entries[k] = (cw_edge_entry){c->entries[k].row, c->entries[k].expert, c->entries[k].weight};
     s->req = (cw_edge_request){.layer = (uint32_t)c->layer,
+                               .stream = c->stream,
                                .n_rows = (uint32_t)c->n_rows,
                                .n_entries = (uint32_t)c->n_entries,
                                .q = c->a8 ? c->a8->q : NULL,

@@ -26,6 +26,8 @@ enum {
     SAMPLES = 20,      /* fewer say nothing */
     SAMPLES_MAX = 512, /* then all are halved: old ones fade */
     FIRST_US = 100000, /* before there are samples */
+    FIRST_LOOK = 64,
+    FIRST_KNOWN = 8,   /* homes that are looked at for it */
     QUEUE_US = 500000, /* a queue nobody has told of for so long is none */
     BACK_US = 100000,  /* a ping answered in that time ends a suspicion */
     PREFILL_US =
@@ -72,11 +74,37 @@ static int64_t quantile(const home *h, uint32_t c, uint32_t part)
     return edge_of(LATE_BUCKETS);
 }
 
+/* What h was seen to need at most for work of that size, judged by other sizes where need be; 0: not known.
+ */
+static int64_t seen_us(const home *h, uint32_t c)
+{
+    for (uint32_t k = c; k < LATE_CLASSES; k++)
+        if (h->n_service[k] >= SAMPLES) return quantile(h, k, 99);
+    for (uint32_t k = c; k-- > 0;)
+        if (h->n_service[k] >= SAMPLES) return quantile(h, k, 99) << 2 * (c - k);
+    return 0;
+}
+
+/* Of a worker whose work of that size is not known yet: three times what the slowest of some workers needs,
+ * or, where nobody is known, a guess. So a newcomer that hangs at once costs hardly more than others. */
+static int64_t first_after_us(const cw_edge *e, uint32_t c)
+{
+    int64_t least = e->c.hedge_least_us, most = e->c.hedge_most_us, us = 0;
+    if (most > FIRST_US) most = FIRST_US;
+    for (size_t i = 0, n = 0; i < e->n_homes && i < FIRST_LOOK && n < FIRST_KNOWN; i++) {
+        int64_t seen = seen_us(e->homes[i], c);
+        if (seen > us) us = seen;
+        n += seen > 0;
+    }
+    us = us && 3 * us < most ? 3 * us : most;
+    return us < least ? least : us;
+}
+
 int64_t late_after_us(const cw_edge *e, const home *h, uint64_t cost)
 {
     uint32_t c = class_of(cost);
     int64_t least = e->c.hedge_least_us, most = e->c.hedge_most_us;
-    if (h->n_service[c] < SAMPLES) return most < FIRST_US ? most : least > FIRST_US ? least : FIRST_US;
+    if (h->n_service[c] < SAMPLES) return first_after_us(e, c);
     /* A worker that is slower by nature is not late every time. */
     int64_t p99 = quantile(h, c, 99), slow = 3 * quantile(h, c, 50);
     if (p99 > most) p99 = most;

@@ -135,6 +135,24 @@ static void a_worker_that_hangs_costs_one_hedge_and_is_left_alone_until_it_answe
     er_free(x);
 }
 
+/* It is judged by what the others take, not by a guess that is made before anything is known. */
+static void a_worker_that_hangs_with_its_first_call_costs_no_more_than_others(void **state)
+{
+    (void)state;
+    edge_rig *x = boot(2, 0);
+    memset(x->sets[1], 0, sizeof x->sets[1]);
+    er_epoch_news(x, 1, 2);
+    learn(x, 200, 30);
+    memset(x->sets[1], 0xff, sizeof x->sets[1]);
+    er_epoch_news(x, 1, 3);
+    er_submit(x, 1, 1, 0xff);
+    assert_non_null(er_call(x, 1, 0));
+    assert_in_range(until_replaced(x, 1, 1), 20 * MS, 60 * MS);
+    er_answer_all(x);
+    er_check_rows(x);
+    er_free(x);
+}
+
 static void hedges_follow_what_the_worker_usually_takes(void **state)
 {
     (void)state;
@@ -722,6 +740,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_worker_that_hangs_costs_one_hedge_and_is_left_alone_until_it_answers),
+        cmocka_unit_test(a_worker_that_hangs_with_its_first_call_costs_no_more_than_others),
         cmocka_unit_test(hedges_follow_what_the_worker_usually_takes),
         cmocka_unit_test(time_in_the_queue_is_not_lateness),
         cmocka_unit_test(nothing_is_hedged_to_a_worker_whose_calls_wait),

@@ -327,6 +327,38 @@ static void prefill_is_turned_away_before_running_answers(void **state)
     wr_free(&x);
 }
 
+/* What a key may use, and the debts it has, are its own and not its connection's. */
+static void coming_back_brings_no_new_allowance(void **state)
+{
+    (void)state;
+    worker_rig x;
+    wr_boot(&x, NULL);
+    wr_edge_with(&x, 1, &x.edge_a, 1);
+    static const cw_entry e[] = {{0, 3, 1}};
+    wr_call call = {.id = 1, .layer = 1, .n_rows = 1, .n_entries = 1, .entries = e, .stream = 1};
+    wr_send_call(&x, 1, &call);
+    assert_null(rig_sent(&x.r, 1, MSG(CALL_FAIL)));
+    rig_down(&x.r, 1, "cut");
+    wr_acts(&x);
+    wr_edge_with(&x, 2, &x.edge_a, 1);
+    call.stream = 2;
+    wr_send_call(&x, 2, &call);
+    assert_int_equal(failed_with(&x, 2, 1), CW__PB__FAIL_CODE__FAIL_BUSY);
+    rig_clear(&x.r);
+    call.id = 2, call.stream = 1; /* it was let in before */
+    wr_send_call(&x, 2, &call);
+    assert_null(rig_sent(&x.r, 2, MSG(CALL_FAIL)));
+    /* Nobody is remembered for ever. */
+    rig_down(&x.r, 2, "cut");
+    wr_acts(&x);
+    for (int s = 0; s < 11; s++) rig_tick(&x.r, 1000000), wr_acts(&x);
+    wr_edge_with(&x, 3, &x.edge_a, 1);
+    call.stream = 2;
+    wr_send_call(&x, 3, &call);
+    assert_null(rig_sent(&x.r, 3, MSG(CALL_FAIL)));
+    wr_free(&x);
+}
+
 static void edges_take_turns(void **state)
 {
     (void)state;
@@ -423,6 +455,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_is_neither_computed_nor_answered),
         cmocka_unit_test(a_row_that_is_not_finite_fails_only_its_call),
         cmocka_unit_test(prefill_is_turned_away_before_running_answers),
+        cmocka_unit_test(coming_back_brings_no_new_allowance),
         cmocka_unit_test(edges_take_turns),
         cmocka_unit_test(a_call_that_breaks_the_protocol_costs_the_link),
         cmocka_unit_test(stopping_finishes_what_is_queued_and_refuses_new_calls),

@@ -156,6 +156,7 @@ typedef struct {
     bool model_ready, stopping;
     uint32_t n_ready, n_wanted; /* experts */
     uint64_t memory_used;
+    uint64_t loaded, loaded_bytes; /* experts brought in since start, and their packed bytes */
     uint32_t n_edges, queued_calls, queued_entries, jobs;
     uint64_t queue_bytes;
     int64_t queue_us; /* until what is queued now is computed, as far as can be told */

@@ -35,6 +35,7 @@ typedef struct {
 
 typedef struct {
     int layer;
+    uint32_t stream; /* the conversation its rows are of, the oldest of them in a batch; 0: not told */
     int n_rows, d_model;
     cw_rows_kind kind;
     const cw_a8 *a8; /* A8: n_rows rows of d_model values; what travels is each row's cw_a8_q and cw_a8_s */
