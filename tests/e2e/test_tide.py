@@ -9,12 +9,12 @@ As a unit test (ctest e2e_tide) it does a few answers and allows the times of a 
 warm link; it is read slowly while the fallback speaks, or that would have said everything long before the link is back.
 """
 import argparse
-import fcntl
 import json
 import os
 import pathlib
 import queue
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -41,11 +41,12 @@ class Edge:
         state = cluster.dir / f"edge-{n}"
         command = [BIN / "causeway", "chat", "--json", "--digest", "--no-ipc", "--join", join, "--state", state, "--name", f"edge-{n}",
                    "--threads", "1", "--temp", "0.8", "-n", STORY_TOKENS, *args]
-        out, self.out = os.pipe()
-        self.popen = subprocess.Popen([str(a) for a in command], stdin=subprocess.PIPE, stdout=self.out, stderr=subprocess.PIPE, text=True, bufsize=1)
-        os.close(self.out)
-        fcntl.fcntl(out, 1031, 4096)  # F_SETPIPE_SZ: little is said ahead of the reader
-        self.out = os.fdopen(out, "rb", buffering=0)
+        # A socket with the smallest buffer, so that little is said ahead of the reader.
+        here, there = socket.socketpair()
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self.popen = subprocess.Popen([str(a) for a in command], stdin=subprocess.PIPE, stdout=there, stderr=subprocess.PIPE, text=True, bufsize=1)
+        there.close()
+        self.out = os.fdopen(here.detach(), "rb", buffering=0)
         self.lines, self.notes, self.is_back, self.slow_until = queue.Queue(), [], False, float("inf")
         self.threads = [threading.Thread(target=self._read_out, daemon=True), threading.Thread(target=self._read_err, daemon=True)]
         for t in self.threads:
