@@ -8,6 +8,7 @@
 typedef enum { CLI_MODE_AUTO, CLI_MODE_SPLIT, CLI_MODE_OFFLINE, CLI_MODE_LOCAL, CLI_MODE_DRAFT } cli_mode;
 typedef enum { CLI_WARM_AUTO, CLI_WARM_NEVER } cli_warm;
 typedef enum { CLI_DRAFTER_AUTO, CLI_DRAFTER_FALLBACK, CLI_DRAFTER_MTP } cli_drafter;
+typedef enum { CLI_REDO_ASK, CLI_REDO_ALWAYS, CLI_REDO_NEVER } cli_redo;
 /* "auto", "split", ... */
 const char *cli_mode_name(cli_mode m);
 
@@ -27,7 +28,8 @@ typedef struct {
     bool no_ipc;
     /* answer */
     const char *prompt, *system, *session;
-    bool raw, json, quiet, digest;
+    bool raw, json, quiet, digest, verify_offline;
+    int redo_offline; /* cli_redo */
     int64_t max_tokens, top_k, seed, repeat_last;
     double temp, top_p, min_p, repeat_penalty;
     /* logits */

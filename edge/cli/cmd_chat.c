@@ -18,6 +18,7 @@ typedef struct {
     cli_printer printer;
     cw_conversation conv;
     cli_keep keep;
+    cli_line *line;
     bool offline; /* the fallback speaks by the user's wish */
     bool away;    /* it speaks because the experts were lost and are not back */
     cw_talk_stats last;
@@ -251,15 +252,15 @@ static bool command(chat *c, const char *line)
     return true;
 }
 
-static void converse(chat *c, cli_line *line)
+static void converse(chat *c)
 {
     const char *text;
-    if (cli_line_is_terminal(line)) fprintf(stderr, "/help lists the commands, Ctrl-D leaves\n");
+    if (cli_line_is_terminal(c->line)) fprintf(stderr, "/help lists the commands, Ctrl-D leaves\n");
     for (;;) {
-        cli_line_result r = cli_line_read(line, &text);
+        cli_line_result r = cli_line_read(c->line, &text);
         if (r == CLI_LINE_END) return;
         if (r == CLI_LINE_INTERRUPTED) {
-            if (cli_line_is_terminal(line)) fprintf(stderr, "(/quit or Ctrl-D leaves)\n");
+            if (cli_line_is_terminal(c->line)) fprintf(stderr, "(/quit or Ctrl-D leaves)\n");
             continue;
         }
         if (text[strspn(text, " \t")] == 0) continue;
@@ -272,12 +273,24 @@ static void converse(chat *c, cli_line *line)
     }
 }
 
+/* What the fallback wrote is read by the big model again: the user decides whether it is to stay. */
+static bool on_verdict(void *ctx, const cw_talk_verdict *v)
+{
+    chat *c = ctx;
+    bool may = v->n_same < v->n_tokens && v->can_redo, redo = may && c->o->redo_offline == CLI_REDO_ALWAYS;
+    cli_printer_verdict(&c->printer, v, redo);
+    if (may && c->o->redo_offline == CLI_REDO_ASK && !c->printer.json && cli_line_is_terminal(c->line))
+        redo = cli_line_confirm(c->line, "write on from there instead? [y/N] ");
+    return redo;
+}
+
 static cw_status open_talk(chat *c, cw_err *err)
 {
     const cli_options *o = c->o;
     cw_speaker *who = c->setup.main ? c->setup.main : c->setup.fallback;
     cw_talk_options to = cli_talk_options(o, &c->setup);
-    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, &c->printer};
+    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, cli_printer_withdraw, &c->printer};
+    if (o->verify_offline) to.verdict = on_verdict, to.verdict_ctx = c;
     c->printer.main_model = cw_speaker_name(who);
     /* Better to refuse before the first question than after it. */
     if (!o->raw && !cw_speaker_chat(who, err)) return err->code;
@@ -293,22 +306,22 @@ int cli_chat(const cli_options *o, const cw_parsed *p)
     (void)p;
     static chat c;
     cw_err err = {0};
-    cli_line *line = NULL;
     c.o = o;
     if (o->raw && o->system) return cli_usage("--system is part of a chat template, which --raw leaves out");
     if (o->digest && !o->json) return cli_usage("--digest is part of the summary of --json");
     cli_printer_init(&c.printer, o->json, o->quiet, stdout, stderr);
+    if (cli_redo_problem(o, &c.printer)) return cli_usage(cli_redo_problem(o, &c.printer));
     c.printer.on_failure = cw_signal_stop;
     cw_status s = cli_setup_open(o, &c.setup, &err);
     if (s == CW_OK) {
         if (c.setup.land && !o->quiet) cw_mainland_on_waiting(c.setup.land, cli_printer_notice, &c.printer);
         s = open_talk(&c, &err);
-        if (s == CW_OK) s = cli_line_new("> ", &line, &err);
+        if (s == CW_OK) s = cli_line_new("> ", &c.line, &err);
         if (s == CW_OK) {
             cw_signal_set_interrupt(true);
-            converse(&c, line);
+            converse(&c);
         }
-        cli_line_free(&line);
+        cli_line_free(&c.line);
         if (s == CW_OK && c.n_answers) cli_keep_cache(&c.keep, true);
         cw_conversation_clear(&c.conv);
         cw_talk_free(&c.talk);

@@ -49,11 +49,26 @@ static cw_status summarise(const cli_options *o, cli_setup *s, const cw_talk *ta
     return CW_OK;
 }
 
+typedef struct {
+    cli_printer *printer;
+    bool redo;
+} judge;
+
+static bool on_verdict(void *ctx, const cw_talk_verdict *v)
+{
+    judge *j = ctx;
+    bool redo = j->redo && v->n_same < v->n_tokens && v->can_redo;
+    cli_printer_verdict(j->printer, v, redo);
+    return redo;
+}
+
 static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, cli_printer *printer,
                         cw_err *err)
 {
     cw_talk_options to = cli_talk_options(o, s);
-    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, printer};
+    to.sink = (cw_talk_sink){cli_printer_piece, cli_printer_notice, cli_printer_withdraw, printer};
+    judge j = {printer, o->redo_offline == CLI_REDO_ALWAYS};
+    if (o->verify_offline) to.verdict = on_verdict, to.verdict_ctx = &j;
     printer->main_model = cw_speaker_name(s->main ? s->main : s->fallback);
     cw_talk *talk = NULL;
     cli_keep keep = {0};
@@ -98,6 +113,7 @@ int cli_run(const cli_options *o, const cw_parsed *p)
     }
     cli_printer printer;
     cli_printer_init(&printer, o->json, o->quiet, stdout, stderr);
+    if (cli_redo_problem(o, &printer)) return cli_usage(cli_redo_problem(o, &printer));
     printer.on_failure = cw_signal_stop; /* a closed pipe ends the answer, as a signal would */
     cli_setup s;
     cw_status st = cli_setup_open(o, &s, &err);

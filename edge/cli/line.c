@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -107,7 +108,7 @@ static void cut_break(char *s)
     while (n && (s[n - 1] == '\n' || s[n - 1] == '\r')) s[--n] = 0;
 }
 
-static cli_line_result read_terminal(cli_line *l, const char **text)
+static cli_line_result read_terminal(cli_line *l, bool keep, const char **text)
 {
     int n = 0;
     const char *line = el_gets(l->el, &n);
@@ -124,14 +125,14 @@ static cli_line_result read_terminal(cli_line *l, const char **text)
     if (!l->buf) return CLI_LINE_END;
     cut_break(l->buf);
     HistEvent ev;
-    if (*l->buf) history(l->history, &ev, H_ENTER, l->buf);
+    if (keep && *l->buf) history(l->history, &ev, H_ENTER, l->buf);
     *text = l->buf;
     return CLI_LINE_TEXT;
 }
 
 cli_line_result cli_line_read(cli_line *l, const char **text)
 {
-    if (l->el) return read_terminal(l, text);
+    if (l->el) return read_terminal(l, true, text);
     errno = 0;
     ssize_t n = getline(&l->buf, &l->cap, stdin);
     if (cw_signal_stopped() || n < 0) {
@@ -144,4 +145,14 @@ cli_line_result cli_line_read(cli_line *l, const char **text)
     cut_break(l->buf);
     *text = l->buf;
     return CLI_LINE_TEXT;
+}
+
+bool cli_line_confirm(cli_line *l, const char *question)
+{
+    const char *prompt = l->prompt, *text;
+    CW_ASSERT(l->el);
+    l->prompt = question;
+    cli_line_result r = read_terminal(l, false, &text);
+    l->prompt = prompt;
+    return r == CLI_LINE_TEXT && (strcasecmp(text, "y") == 0 || strcasecmp(text, "yes") == 0);
 }

@@ -15,3 +15,5 @@ typedef enum { CLI_LINE_TEXT, CLI_LINE_INTERRUPTED, CLI_LINE_END } cli_line_resu
 /* Without the line break; borrowed until the next call. INTERRUPTED: Ctrl-C at the prompt. END: end of input
  * or a stop. */
 cli_line_result cli_line_read(cli_line *l, const char **text);
+/* A question that y, yes, or anything else answers; on a terminal only. Not kept in the history. */
+bool cli_line_confirm(cli_line *l, const char *question);

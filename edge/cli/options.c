@@ -64,6 +64,12 @@ static const cw_option mode_rows[] = {
     {"warm", 0, CW_OPT_ENUM, AT(warm), NULL, "auto|never", 0, 0, "auto", NULL, NULL, 0,
      "never: the fallback does not follow the conversation while the network is awaited; it saves its "
      "computing and costs the time of reading everything when it must go on"},
+    {"verify-offline", 0, CW_OPT_FLAG, AT(verify_offline), NULL, NULL, 0, 0, NULL, NULL, NULL, 0,
+     "when the cluster is back, say from where on the big model would have written otherwise than the "
+     "fallback "
+     "did"},
+    {"redo-offline", 0, CW_OPT_ENUM, AT(redo_offline), NULL, "ask|always|never", 0, 0, "ask", NULL, NULL, 0,
+     "with --verify-offline: write on from there instead; ask: in a chat on a terminal, elsewhere never"},
     {0},
 };
 

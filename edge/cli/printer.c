@@ -100,7 +100,108 @@ void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const ch
 void cli_printer_notice(void *ctx, const char *sentence)
 {
     cli_printer *p = ctx;
-    fprintf(p->note, "%scauseway: %s\n", p->tty && p->last && p->last != '\n' ? "\n" : "", sentence);
+    bool in_line = p->tty && p->last && p->last != '\n';
+    if (p->tty) {
+        set_style(p, 0);
+        (void)fflush(p->out);
+    }
+    fprintf(p->note, "%scauseway: %s\n", in_line ? "\n" : "", sentence);
+    if (in_line) p->last = '\n';
+}
+
+void cli_printer_withdraw(void *ctx, size_t reasoning_bytes, size_t answer_bytes)
+{
+    cli_printer *p = ctx;
+    if (!p->json) return;
+    cw_json j;
+    cw_json_to_file(&j, p->out);
+    cw_json_object(&j);
+    cw_json_key(&j, "withdrawn");
+    cw_json_object(&j);
+    cw_json_kuint(&j, "reasoning_bytes", reasoning_bytes);
+    cw_json_kuint(&j, "answer_bytes", answer_bytes);
+    cw_json_end(&j);
+    cw_json_end(&j);
+    if (!cw_json_done(&j)) fail(p);
+}
+
+static void verdict_json(cli_printer *p, const cw_talk_verdict *v, bool redo)
+{
+    cw_json j;
+    cw_json_to_file(&j, p->out);
+    cw_json_object(&j);
+    cw_json_key(&j, "verified");
+    cw_json_object(&j);
+    cw_json_kstr(&j, "by", v->by);
+    cw_json_kstr(&j, "of", v->of);
+    cw_json_kint(&j, "tokens", v->n_tokens);
+    cw_json_kint(&j, "same", v->n_same);
+    if (v->n_same < v->n_tokens) {
+        cw_json_key(&j, "wrote");
+        cw_json_strn(&j, v->wrote, v->n_wrote);
+        cw_json_key(&j, "would_write");
+        cw_json_strn(&j, v->would ? v->would : "", v->n_would);
+        cw_json_kbool(&j, "would_end", v->would_end);
+        cw_json_kbool(&j, "redone", redo);
+    }
+    cw_json_end(&j);
+    cw_json_end(&j);
+    if (!cw_json_done(&j)) fail(p);
+}
+
+/* The beginning (or the end) of a text, as part of a sentence: whole characters, one line, nothing that a
+ * terminal would obey. */
+static const char *excerpt(char *out, size_t cap, const char *text, size_t n, bool end)
+{
+    size_t most = cap - 1, from = end && n > most ? n - most : 0,
+           to = from + (n - from < most ? n - from : most);
+    while (from < to && from > 0 && ((unsigned char)text[from] & 0xc0) == 0x80) from++;
+    while (to > from && to < n && ((unsigned char)text[to] & 0xc0) == 0x80) to--;
+    memcpy(out, text + from, to - from);
+    out[to - from] = 0;
+    for (char *c = out; *c; c++)
+        if (*c == '\n' || *c == '\t') *c = ' ';
+    cw_text_printable(out);
+    return out;
+}
+
+static void verdict_text(cli_printer *p, const cw_talk_verdict *v, bool redo)
+{
+    char kept[40], wrote[40], would[40], sentence[768];
+    if (v->n_same == v->n_tokens) {
+        snprintf(sentence, sizeof sentence, "%s would have written all of it the same (%d tokens)", v->by,
+                 v->n_tokens);
+    } else {
+        excerpt(kept, sizeof kept, v->kept, v->n_kept, true);
+        excerpt(wrote, sizeof wrote, v->wrote, v->n_wrote, false);
+        int n = snprintf(sentence, sizeof sentence, "behind \"%s\", where %s wrote \"%s\", %s would have ",
+                         kept, v->of, wrote, v->by);
+        if (v->would_end)
+            n += snprintf(sentence + n, sizeof sentence - (size_t)n, "ended");
+        else
+            n += snprintf(sentence + n, sizeof sentence - (size_t)n, "written \"%s\"",
+                          excerpt(would, sizeof would, v->would, v->n_would, false));
+        snprintf(sentence + n, sizeof sentence - (size_t)n, " (%d of %d tokens are the same)%s", v->n_same,
+                 v->n_tokens, redo ? "; it writes on from there" : "");
+    }
+    cli_printer_notice(p, sentence);
+}
+
+void cli_printer_verdict(cli_printer *p, const cw_talk_verdict *v, bool redo)
+{
+    if (p->json)
+        verdict_json(p, v, redo);
+    else
+        verdict_text(p, v, redo);
+}
+
+const char *cli_redo_problem(const cli_options *o, const cli_printer *p)
+{
+    if (o->redo_offline == CLI_REDO_ASK) return NULL;
+    if (!o->verify_offline) return "--redo-offline needs --verify-offline";
+    if (o->redo_offline == CLI_REDO_ALWAYS && !p->json && !p->tty)
+        return "--redo-offline always needs --json or a terminal: what a pipe was given cannot be taken back";
+    return NULL;
 }
 
 void cli_printer_end(cli_printer *p)
@@ -155,6 +256,11 @@ static void summary_json(cli_printer *p, const cli_summary *s)
     cw_json_kint(&j, "tokens", t->n_tokens);
     cw_json_kint(&j, "fallback_tokens", t->n_fallback);
     cw_json_kint(&j, "changes_of_model", t->n_changes);
+    if (t->n_compared) {
+        cw_json_kint(&j, "compared_tokens", t->n_compared);
+        cw_json_kint(&j, "otherwise", t->n_otherwise);
+        cw_json_kint(&j, "withdrawn_tokens", t->n_withdrawn);
+    }
     cw_json_kint(&j, "passes", t->n_passes);
     cw_json_kint(&j, "drafted", t->n_drafted);
     cw_json_kint(&j, "accepted", t->n_accepted);

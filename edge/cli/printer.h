@@ -9,6 +9,7 @@
 #include "cw/mainland.h"
 #include "cw/governor.h"
 #include "cw/talk.h"
+#include "cli.h"
 #include "digest.h"
 #include <stdio.h>
 
@@ -27,6 +28,13 @@ void cli_printer_init(cli_printer *p, bool json, bool quiet, FILE *out, FILE *no
 /* For cw_talk_sink; ctx is the printer. */
 void cli_printer_piece(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len);
 void cli_printer_notice(void *ctx, const char *sentence);
+/* For cw_talk_sink: a JSON line; on a terminal what was shown stays, and the notice before it said so. */
+void cli_printer_withdraw(void *ctx, size_t reasoning_bytes, size_t answer_bytes);
+/* What the big model makes of the fallback's part. A sentence, or with --json a line; before redo is known.
+ */
+void cli_printer_verdict(cli_printer *p, const cw_talk_verdict *v, bool redo);
+/* Why --redo-offline cannot be had with these options and this output, or NULL. */
+const char *cli_redo_problem(const cli_options *o, const cli_printer *p);
 /* After an answer: ends its line. */
 void cli_printer_end(cli_printer *p);
 

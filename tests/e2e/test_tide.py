@@ -12,8 +12,11 @@ import argparse
 import json
 import os
 import pathlib
+import pty
 import queue
 import random
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +25,7 @@ import time
 import unittest
 
 from chaos import spread
-from cluster import BIN, PATIENCE, PROMPT, TEACHER, eventually
+from cluster import BIN, Cluster, PATIENCE, PROMPT, TEACHER, eventually
 from proxy import ProxiedCluster
 
 MAIN, FALLBACK = "Causeway demo teacher", "Causeway demo student"
@@ -48,6 +51,7 @@ class Edge:
         there.close()
         self.out = os.fdopen(here.detach(), "rb", buffering=0)
         self.lines, self.notes, self.is_back, self.slow_until = queue.Queue(), [], False, float("inf")
+        self.verdicts = []
         self.threads = [threading.Thread(target=self._read_out, daemon=True), threading.Thread(target=self._read_err, daemon=True)]
         for t in self.threads:
             t.start()
@@ -71,7 +75,8 @@ class Edge:
         self.popen.stdin.flush()
 
     def answer(self, patience=60):
-        """([(time, model, text)], summary) up to the next summary; None for a process that ended or fell silent."""
+        """([(time, model, text)], summary) up to the next summary; None for a process that ended or fell silent. What was withdrawn
+        is as a piece with a negative number of bytes for a text."""
         pieces, end = [], time.monotonic() + patience * PATIENCE
         while True:
             try:
@@ -83,7 +88,12 @@ class Edge:
             value = json.loads(line)
             if "summary" in value:
                 return pieces, value["summary"]
-            pieces.append((at, value["model"], value["text"]))
+            if "verified" in value:
+                self.verdicts.append(value["verified"])
+            elif "withdrawn" in value:
+                pieces.append((at, MAIN, -sum(value["withdrawn"].values())))
+            else:
+                pieces.append((at, value["model"], value["text"]))
 
     def ask(self, question):
         self.say(question)
@@ -108,6 +118,13 @@ class Edge:
         self.out.close()
 
 
+def text_of(pieces):
+    data = b""
+    for _, _, text in pieces:
+        data = data[:text] if isinstance(text, int) else data + text.encode()
+    return data.decode()
+
+
 def digest_of(tokens, path):
     """The digest of a session that was never anywhere but here and reads these tokens."""
     path.write_text(",".join(map(str, tokens)))
@@ -124,7 +141,8 @@ class Tide:
         self.broken = []  # sentences
         self.gaps = {"blackhole": [], "reset": []}
         self.after_detection, self.returns = [], []
-        self.counts = {"answers": 0, "changed_model": 0, "came_back": 0, "came_back_later": 0, "before_detection": 0, "states_compared": 0}
+        self.counts = {"answers": 0, "changed_model": 0, "came_back": 0, "came_back_later": 0, "before_detection": 0, "states_compared": 0, "verdicts": 0,
+                       "otherwise": 0}
 
     def run(self, n_answers):
         with ProxiedCluster(seed=self.rng.randrange(1 << 30)) as c:
@@ -152,7 +170,8 @@ class Tide:
 
     def one(self):
         rng, self.n = self.rng, self.n + 1
-        mode = rng.choice([("--mode", "split"), ("--mode", "split", "--warm", "never"), ("--mode", "auto"), ("--mode", "draft", "--draft", "4")])
+        mode = rng.choice([("--mode", "split"), ("--mode", "split", "--warm", "never"), ("--mode", "auto"), ("--mode", "draft", "--draft", "4"),
+                           ("--mode", "split", "--verify-offline"), ("--mode", "split", "--verify-offline", "--redo-offline", "always")])
         edge = Edge(self.cluster, self.join, self.n, *mode, "--seed", rng.randrange(1 << 20))
         try:
             self.interrupt(edge, " ".join(mode[1:]))
@@ -187,6 +206,7 @@ class Tide:
         self.counts["answers"] += 1
         self.look_at_times(edge, kind, cut_at, away, pieces)
         self.look_at_text(whole, pieces, summary)
+        self.look_at_verdicts(edge.verdicts, mode, whole, pieces, summary)
         if summary["ended_by_model"] != MAIN:
             self.counts["came_back_later"] += 1
 
@@ -221,16 +241,27 @@ class Tide:
             gap = max(b - a for a, b in zip(later, later[1:]))
         self.gaps[kind].append(gap * 1e3)
 
+    def look_at_verdicts(self, verdicts, mode, whole, pieces, summary):
+        """Who writes anew wherever it would have written otherwise writes, in the end, what it writes without a cut."""
+        if "--verify-offline" not in mode or summary["ended_by_model"] != MAIN or not summary["changes_of_model"]:
+            assert not verdicts or "--verify-offline" in mode, "a verdict that nobody asked for"
+            return
+        assert verdicts, "came back without a verdict"
+        self.counts["verdicts"] += len(verdicts)
+        self.counts["otherwise"] += sum(v["same"] < v["tokens"] for v in verdicts)
+        if "always" in mode or all(v["same"] == v["tokens"] for v in verdicts):
+            assert text_of(pieces) == text_of(whole), f"another text than without a cut after {verdicts}: {text_of(pieces)!r}, {text_of(whole)!r}"
+
     def look_at_text(self, whole, pieces, summary):
         """Nobody is switched silently: the big model's first part is what it said without a cut, and counts agree with names."""
-        own = "".join(t for _, _, t in whole)
+        own = text_of(whole)
         first = next((i for i, p in enumerate(pieces) if p[1] == FALLBACK), None)
-        before = "".join(t for _, _, t in pieces[:first])
+        before = text_of(pieces[:first])
         assert own.startswith(before), f"before the cut: {before[-80:]!r}"
         assert {m for _, m, _ in pieces} <= {MAIN, FALLBACK}
-        assert (first is not None) == (summary["fallback_tokens"] > 0), "the fallback's tokens are not named"
+        assert (first is not None) == (summary["fallback_tokens"] + summary.get("withdrawn_tokens", 0) > 0), "the fallback's tokens are not named"
         if first is None:
-            assert "".join(t for _, _, t in pieces) == own, "another text although nobody else spoke"
+            assert text_of(pieces) == own, "another text although nobody else spoke"
 
     def figures(self):
         return {**self.counts, "next_token_ms": {k: spread(v) for k, v in self.gaps.items()}, "after_detection_ms": spread(self.after_detection),
@@ -253,6 +284,49 @@ class Cuts(unittest.TestCase):
         self.assertEqual(tide.broken, [], what)
         self.assertGreater(tide.counts["changed_model"], 0, what)
         self.assertEqual(tide.late(slack=3), [], what)
+
+
+class Asked(unittest.TestCase):
+    def test_a_chat_on_a_terminal_asks_whether_to_write_on_from_there(self):
+        with Cluster() as c:
+            worker = c.start_worker("a")
+            join = c.join("edge")
+            pid, fd = pty.fork()
+            if pid == 0:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.environ.update(XDG_STATE_HOME=str(c.dir / "edge"), TERM="xterm", LC_ALL="C.UTF-8")
+                # Hot enough never to end by itself and never to agree, and slow enough to be still at it later.
+                os.execv(BIN / "causeway", ["causeway", "chat", "--mode", "split", "--join", join, "--verify-offline", "--raw", "-n", "0", "--temp", "5",
+                                            "--isa", "scalar", "--threads", "1"])
+            seen = b""
+
+            def until(what, seconds=30):
+                nonlocal seen
+                end = time.monotonic() + seconds * PATIENCE
+                while not what(seen):
+                    self.assertLess(time.monotonic(), end, seen[-2000:])
+                    if select.select([fd], [], [], 0.1)[0]:
+                        seen += os.read(fd, 65536)
+
+            try:
+                until(lambda s: s.endswith(b"> "))
+                os.write(fd, b"Once upon a time\r")
+                until(lambda s: b"a time\r\n" in s and len(s.split(b"a time\r\n", 1)[1]) > 100)
+                worker.popen.send_signal(signal.SIGSTOP)
+                until(lambda s: b"goes on\r\n" in s)
+                worker.popen.send_signal(signal.SIGCONT)
+                until(lambda s: b"write on from there instead? [y/N] " in s)
+                os.write(fd, b"y\r")
+                until(lambda s: len(s.split(b"[y/N] ", 1)[1]) > 100)
+                os.write(fd, b"\x03")
+                os.write(fd, b"/history\r")
+                until(lambda s: s.endswith(b"> ") and f"[{MAIN}]".encode() in s)
+                self.assertRegex(seen.decode(errors="replace"), f'behind ".+", where {FALLBACK} wrote ".*", {MAIN} would have (written ".*"|ended)')
+                os.write(fd, b"/quit\r")
+            finally:
+                worker.popen.send_signal(signal.SIGCONT)
+                os.close(fd)
+                os.waitpid(pid, 0)
 
 
 def main():

@@ -148,7 +148,10 @@ static void settle_spans(cw_talk *t, const char *model)
 {
     cw_span span;
     while (cw_think_next(t->think, &span))
-        if (span.len) t->opt.sink.piece(t->opt.sink.ctx, model, span.kind, span.text, span.len);
+        if (span.len) {
+            t->shown[span.kind] += span.len;
+            t->opt.sink.piece(t->opt.sink.ctx, model, span.kind, span.text, span.len);
+        }
 }
 
 static void emit(cw_talk *t, const char *model, const char *text, size_t len)
@@ -181,11 +184,11 @@ void cw_talk_say(cw_talk *t, cw_voice *v, int32_t id, cw_talk_stats *st)
     emit(t, cw_speaker_name(v->speaker), text, len);
 }
 
-static void begin_span(cw_talk *t, const cw_voice *v)
+void cw_talk_begin_span(cw_talk *t, const cw_voice *v)
 {
     if (t->n_spans && t->spans[t->n_spans - 1].by == v) return;
     CW_ASSERT(t->n_spans < TALK_MAX_SPANS);
-    t->spans[t->n_spans++] = (cw_said){.by = v, .first_id = t->n_ids, .first_byte = t->text_len};
+    t->spans[t->n_spans++] = (cw_said){.by = v, .in = v, .first_id = t->n_ids, .first_byte = t->text_len};
 }
 
 /* --- one voice --- */
@@ -194,48 +197,58 @@ static void begin_span(cw_talk *t, const cw_voice *v)
  * The shadow follows in the tokens with which it would go on: the main model's where it drafts (it must stand
  * where the main model stands), else those of its own template.
  */
-static cw_status lead_shadow(cw_talk *t, const cw_talk_prompt *prompt, const int32_t *ids, size_t n,
-                             cw_err *err)
+static cw_status lead_shadow(cw_talk *t, const cw_talk_prompt *prompt, const cw_told *main, cw_err *err)
 {
     if (t->fallback_drafts) {
-        cw_shadow_set(t->shadow, ids, (int)n, t->draft.length ? 0 : 2 * t->draft.max + 1, false);
+        cw_shadow_set(t->shadow, main->ids, main->n, t->draft.length ? 0 : 2 * t->draft.max + 1, false);
         return CW_OK;
     }
-    int32_t *own = NULL;
-    size_t n_own = 0;
-    bool opens_think;
-    cw_status s = cw_voice_encode(&t->fallback, prompt, &own, &n_own, &opens_think, err);
-    if (s == CW_OK) s = cw_voice_append_said(t, &t->fallback, &own, &n_own, err);
-    if (s == CW_OK) cw_shadow_set(t->shadow, own, (int)n_own, 0, false);
-    cw_free(own);
-    return s;
+    cw_told own;
+    CW_TRY(cw_voice_tell(t, &t->fallback, prompt, &own, err));
+    cw_shadow_set(t->shadow, own.ids, own.n, 0, false);
+    cw_free(own.ids);
+    return CW_OK;
+}
+
+/* The voice reads what it does not hold yet, the main model perhaps with a second look at what it missed. */
+static cw_status read_on(cw_talk *t, cw_voice *v, const cw_talk_prompt *prompt, cw_told *w, int *reused,
+                         cw_talk_stats *st, cw_err *err)
+{
+    if (v != &t->main || !cw_missed_any(t))
+        return cw_session_sync(cw_speaker_session(v->speaker), w->ids, w->n, v->rows, reused, t->opt.cancel,
+                               err);
+    bool cut;
+    CW_TRY(cw_missed_read(t, w, reused, &cut, st, err));
+    if (!cut) return CW_OK;
+    cw_talk_begin_span(t, v);
+    return t->shadow ? lead_shadow(t, prompt, w, err) : CW_OK;
 }
 
 /* The voice's session and logits become those of the conversation so far. */
 static cw_status catch_up(cw_talk *t, cw_voice *v, const cw_talk_prompt *prompt, cw_talk_stats *st,
                           cw_err *err)
 {
-    int32_t *ids = NULL;
-    size_t n = 0;
-    bool opens_think = false, first = t->n_spans == 0;
-    CW_TRY(cw_voice_encode(v, prompt, &ids, &n, &opens_think, err));
-    int n_prompt = (int)n, reused = 0;
-    cw_status s = cw_voice_append_said(t, v, &ids, &n, err);
-    if (s == CW_OK && n == 0) s = CW_FAIL(err, CW_STATUS_INVALID, "the prompt is empty");
-    if (s == CW_OK && t->shadow && v == &t->main) s = lead_shadow(t, prompt, ids, n, err);
+    cw_told w;
+    int reused = 0;
+    bool first = t->n_spans == 0;
+    CW_TRY(cw_voice_tell(t, v, prompt, &w, err));
+    cw_status s = t->shadow && v == &t->main ? lead_shadow(t, prompt, &w, err) : CW_OK;
     if (s == CW_OK) {
-        if (first) cw_think_reset(t->think, opens_think);
+        if (first) {
+            t->opens_think = w.opens_think;
+            cw_think_reset(t->think, w.opens_think);
+        }
         if (first || !t->same_vocab) cw_detok_reset(v->detok);
-        begin_span(t, v);
+        cw_talk_begin_span(t, v);
         st->model = cw_speaker_name(v->speaker);
         v->logits = v->rows;
         int64_t t0 = cw_now_us();
-        s = cw_session_sync(cw_speaker_session(v->speaker), ids, (int)n, v->rows, &reused, t->opt.cancel,
-                            err);
+        s = read_on(t, v, prompt, &w, &reused, st, err);
         st->prefill_us += cw_now_us() - t0;
-        if (first) st->n_prompt = n_prompt, st->n_reused = reused;
+        if (first) st->n_prompt = w.n_prompt, st->n_reused = reused;
+        if (s == CW_OK && v == &t->main) t->n_read = t->n_spans;
     }
-    cw_free(ids);
+    cw_free(w.ids);
     return s;
 }
 
@@ -309,7 +322,8 @@ static cw_status answer(cw_talk *t, cw_voice **v, const cw_talk_prompt *prompt, 
 cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats, cw_err *err)
 {
     memset(stats, 0, sizeof *stats);
-    t->n_ids = t->n_spans = 0;
+    t->n_ids = t->n_spans = t->n_read = 0;
+    memset(t->shown, 0, sizeof t->shown);
     t->text_len = 0;
     t->text[0] = 0;
     cw_think_reset(t->think, false);

@@ -18,10 +18,18 @@ typedef struct {
 
 /* A stretch of the answer by one voice. */
 typedef struct {
-    const cw_voice *by;
+    const cw_voice *by, *in; /* in: whose tokens the ids are; another's only after a cut (missed.c) */
     int first_id;
     size_t first_byte;
 } cw_said;
+
+/* The conversation in one voice's tokens. */
+typedef struct {
+    int32_t *ids; /* prompt, then the answer so far; heap */
+    int n, n_prompt;
+    int at[TALK_MAX_SPANS]; /* where each stretch of the answer begins, the next one too */
+    bool opens_think;
+} cw_told;
 
 struct cw_talk {
     cw_talk_options opt;
@@ -40,6 +48,9 @@ struct cw_talk {
     size_t text_len, text_cap;
     cw_said spans[TALK_MAX_SPANS];
     int n_spans;
+    int n_read;       /* spans that the main model wrote or has read */
+    bool opens_think; /* the prompt did */
+    size_t shown[3];  /* bytes of the pieces of each kind (cw_span_kind) */
 };
 
 /* --- voice.c --- */
@@ -48,18 +59,29 @@ CW_MUST_USE cw_status cw_voice_init(cw_voice *v, cw_speaker *s, const cw_sampler
                                     cw_err *err);
 void cw_voice_clear(cw_voice *v);
 int cw_voice_n_vocab(const cw_voice *v);
-/* The prompt in this voice's tokens; caller frees. */
-CW_MUST_USE cw_status cw_voice_encode(const cw_voice *v, const cw_talk_prompt *p, int32_t **ids, size_t *n,
-                                      bool *opens_think, cw_err *err);
-/* Appends what has been said so far, by whomever, in this voice's tokens. */
-CW_MUST_USE cw_status cw_voice_append_said(const cw_talk *t, const cw_voice *v, int32_t **ids, size_t *n,
-                                           cw_err *err);
+/* Prompt and answer so far in this voice's tokens; caller frees w->ids. INVALID: they are empty. */
+CW_MUST_USE cw_status cw_voice_tell(const cw_talk *t, const cw_voice *v, const cw_talk_prompt *p, cw_told *w,
+                                    cw_err *err);
 
 /* --- talk.c --- */
 
 /* One token is part of the answer: remembered, and its text handed out. */
 void cw_talk_say(cw_talk *t, cw_voice *v, int32_t id, cw_talk_stats *st);
 bool cw_talk_is_cancelled(const cw_talk *t);
+
+/* The span that begins here is v's. */
+void cw_talk_begin_span(cw_talk *t, const cw_voice *v);
+
+/* --- missed.c --- */
+
+/* There is something of the fallback's that the main model has not read, and somebody wants to know. */
+bool cw_missed_any(const cw_talk *t);
+/*
+ * The main model's session and logits become those of w, as with cw_session_sync, and the verdict is told.
+ * *cut: w has been shortened to what both models write, the answer with it, and the session holds just that.
+ */
+CW_MUST_USE cw_status cw_missed_read(cw_talk *t, cw_told *w, int *reused, bool *cut, cw_talk_stats *st,
+                                     cw_err *err);
 
 /* --- rounds.c --- */
 

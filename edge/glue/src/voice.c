@@ -38,8 +38,8 @@ static bool ends_in_think(const char *raw)
     return n >= sizeof mark - 1 && memcmp(raw + n - (sizeof mark - 1), mark, sizeof mark - 1) == 0;
 }
 
-cw_status cw_voice_encode(const cw_voice *v, const cw_talk_prompt *p, int32_t **ids, size_t *n,
-                          bool *opens_think, cw_err *err)
+static cw_status encode(const cw_voice *v, const cw_talk_prompt *p, int32_t **ids, size_t *n,
+                        bool *opens_think, cw_err *err)
 {
     const cw_tok *tok = cw_speaker_tok(v->speaker);
     if (p->raw) {
@@ -63,13 +63,16 @@ static cw_status append(int32_t **ids, size_t *n, const int32_t *more, size_t n_
     return CW_OK;
 }
 
-cw_status cw_voice_append_said(const cw_talk *t, const cw_voice *v, int32_t **ids, size_t *n, cw_err *err)
+/* What has been said so far, by whomever, in this voice's tokens. */
+static cw_status append_said(const cw_talk *t, const cw_voice *v, int32_t **ids, size_t *n, int *at,
+                             cw_err *err)
 {
     for (int i = 0; i < t->n_spans; i++) {
         const cw_said *a = &t->spans[i], *b = i + 1 < t->n_spans ? a + 1 : NULL;
         size_t n_ids = (size_t)((b ? b->first_id : t->n_ids) - a->first_id);
         size_t n_text = (b ? b->first_byte : t->text_len) - a->first_byte;
-        if (a->by == v || t->same_vocab) {
+        at[i] = (int)*n;
+        if (a->in == v || t->same_vocab) {
             if (n_ids) CW_TRY(append(ids, n, t->ids + a->first_id, n_ids, err));
             continue;
         }
@@ -82,5 +85,22 @@ cw_status cw_voice_append_said(const cw_talk *t, const cw_voice *v, int32_t **id
         cw_free(own);
         CW_TRY(s);
     }
+    if (t->n_spans < TALK_MAX_SPANS) at[t->n_spans] = (int)*n;
     return CW_OK;
+}
+
+cw_status cw_voice_tell(const cw_talk *t, const cw_voice *v, const cw_talk_prompt *p, cw_told *w, cw_err *err)
+{
+    *w = (cw_told){0};
+    size_t n = 0;
+    cw_status s = encode(v, p, &w->ids, &n, &w->opens_think, err);
+    w->n_prompt = (int)n;
+    if (s == CW_OK) s = append_said(t, v, &w->ids, &n, w->at, err);
+    if (s == CW_OK && n == 0) s = CW_FAIL(err, CW_STATUS_INVALID, "the prompt is empty");
+    w->n = (int)n;
+    if (s != CW_OK) {
+        cw_free(w->ids);
+        w->ids = NULL;
+    }
+    return s;
 }

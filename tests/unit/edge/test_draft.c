@@ -167,7 +167,7 @@ static outcome *answer(const char *prompt, how h)
                           .draft = h.draft ? &d : NULL,
                           .sampler = h.sampler,
                           .max_tokens = h.max_tokens,
-                          .sink = {hear, notice, o}};
+                          .sink = {hear, notice, NULL, o}};
     cw_talk *t = NULL;
     cw_session_rewind(cw_speaker_session(demo.teacher), 0);
     if (cw_talk_new(&to, &t, &err) != CW_OK) fail_msg("%s", err.text);

@@ -105,6 +105,67 @@ static void a_terminal_shows_what_the_fallback_wrote(void **state)
     assert_string_equal(content(out), "\033[2m2+\033[0m\033[2;36m2\033[0m\n\033[36mfo\033[0mur\n");
 }
 
+static void a_verdict_is_a_sentence_or_a_line(void **state)
+{
+    (void)state;
+    static const char kept[] = "Once upon a time there was a brave fox who saw",
+                      wrote[] = " a b\033ig house in the deep green forest and went in";
+    cw_talk_verdict v = {.by = "big", .of = "small", .n_tokens = 20, .n_same = 20};
+    cli_printer p;
+    cli_printer_init(&p, false, false, out, note);
+    cli_printer_verdict(&p, &v, false);
+    v = (cw_talk_verdict){.by = "big",
+                          .of = "small",
+                          .n_tokens = 20,
+                          .n_same = 7,
+                          .kept = kept,
+                          .wrote = wrote,
+                          .would = " the",
+                          .n_kept = strlen(kept),
+                          .n_wrote = strlen(wrote),
+                          .n_would = 4,
+                          .can_redo = true};
+    cli_printer_verdict(&p, &v, true);
+    v.n_kept = 4, v.n_wrote = 7, v.n_would = 0, v.would_end = true;
+    cli_printer_verdict(&p, &v, false);
+    cli_printer_withdraw(&p, 1, 2);
+    assert_string_equal(content(note), "causeway: big would have written all of it the same (20 tokens)\n"
+                                       "causeway: behind \"on a time there was a brave fox who saw\", where "
+                                       "small wrote \" a b?ig house in the deep "
+                                       "green forest \", big would have written \" the\" (7 of 20 tokens are "
+                                       "the same); it writes on from there\n"
+                                       "causeway: behind \"Once\", where small wrote \" a b?ig\", big would "
+                                       "have ended (7 of 20 tokens are the "
+                                       "same)\n");
+    assert_string_equal(content(out), "");
+    cli_printer_init(&p, true, false, out, note);
+    cli_printer_verdict(&p, &v, true);
+    cli_printer_withdraw(&p, 0, 7);
+    v.n_same = 20;
+    cli_printer_verdict(&p, &v, false);
+    assert_string_equal(
+        content(out),
+        "{\"verified\":{\"by\":\"big\",\"of\":\"small\",\"tokens\":20,\"same\":7,\"wrote\":\" a b\\u001big\","
+        "\"would_write\":\"\",\"would_end\":true,\"redone\":true}}\n"
+        "{\"withdrawn\":{\"reasoning_bytes\":0,\"answer_bytes\":7}}\n"
+        "{\"verified\":{\"by\":\"big\",\"of\":\"small\",\"tokens\":20,\"same\":20}}\n");
+}
+
+static void what_a_pipe_was_given_is_not_redone(void **state)
+{
+    (void)state;
+    cli_printer p;
+    cli_printer_init(&p, false, false, out, note);
+    cli_options o = {.verify_offline = true, .redo_offline = CLI_REDO_ALWAYS};
+    assert_non_null(strstr(cli_redo_problem(&o, &p), "pipe"));
+    p.tty = true;
+    assert_null(cli_redo_problem(&o, &p));
+    o.verify_offline = false;
+    assert_non_null(strstr(cli_redo_problem(&o, &p), "--verify-offline"));
+    o.redo_offline = CLI_REDO_ASK;
+    assert_null(cli_redo_problem(&o, &p));
+}
+
 static void the_summary_holds_every_worker(void **state)
 {
     (void)state;
@@ -186,6 +247,8 @@ int main(void)
         T(a_pipe_gets_the_text_as_it_is),
         T(a_terminal_gets_no_control_characters_from_a_model),
         T(a_terminal_shows_what_the_fallback_wrote),
+        T(a_verdict_is_a_sentence_or_a_line),
+        T(what_a_pipe_was_given_is_not_redone),
         T(the_summary_holds_every_worker),
         T(a_broken_sink_is_noticed),
         T(lists_take_commas_and_white_space),

@@ -35,7 +35,7 @@ typedef struct {
 } gate;
 
 static struct {
-    cw_speaker *teacher, *student, *stranger;
+    cw_speaker *teacher, *student, *mini, *stranger;
     cw_expert_set *set;
     gate gate;
 } demo;
@@ -152,9 +152,12 @@ static int open_models(void **state)
     (void)state;
     cw_err err;
     char *teacher = path_of(CW_DEMO_MODEL), *student = path_of(CW_DEMO_FALLBACK);
+    char *mini = path_of("causeway-demo-student-mini.gguf");
     demo.teacher = open_file(teacher, CW_ENGINE_EDGE);
     demo.student = open_file(student, CW_ENGINE_LOCAL);
+    demo.mini = open_file(mini, CW_ENGINE_LOCAL);
     demo.stranger = open_stranger();
+    cw_free(mini);
     cw_free(teacher);
     cw_free(student);
     assert_false(cw_tok_same_vocab(cw_speaker_tok(demo.teacher), cw_speaker_tok(demo.stranger)));
@@ -179,6 +182,7 @@ static int close_models(void **state)
     (void)state;
     cw_speaker_close(&demo.teacher);
     cw_speaker_close(&demo.student);
+    cw_speaker_close(&demo.mini);
     cw_speaker_close(&demo.stranger);
     cw_experts_free(&demo.gate.inner);
     cw_expert_set_free(&demo.set);
@@ -192,13 +196,18 @@ typedef struct {
     cw_speaker *fallback;
     bool follows; /* the fallback's cache follows the conversation, on a thread of its own */
     int draft;
+    enum { UNSEEN, LOOK, REDO } verify;
     cw_sampler_params sampler;
     int max_tokens;
 } how;
 
 typedef struct {
-    char text[16384]; /* as pieces came, marks left out */
+    char said[2][16384]; /* answer and reasoning, as pieces came and were withdrawn */
+    char text[16384];    /* the whole answer, marks included */
     char notices[4096];
+    const how *how;
+    const char *want; /* the text without a cut; NULL: not known */
+    int n_verdicts, n_otherwise;
     cw_talk_stats stats;
     float *logits; /* the teacher's */
 } outcome;
@@ -207,7 +216,42 @@ static void hear(void *ctx, const char *model, cw_span_kind kind, const char *te
 {
     (void)model;
     outcome *o = ctx;
-    if (kind != CW_SPAN_MARKER) strncat(o->text, text, len);
+    if (kind != CW_SPAN_MARKER) strncat(o->said[kind], text, len);
+}
+
+static void withdraw(void *ctx, size_t reasoning, size_t answer)
+{
+    outcome *o = ctx;
+    size_t n[2] = {[CW_SPAN_ANSWER] = answer, [CW_SPAN_REASONING] = reasoning};
+    for (int k = 0; k < 2; k++) {
+        size_t len = strlen(o->said[k]);
+        assert_true(n[k] <= len);
+        o->said[k][len - n[k]] = 0;
+    }
+}
+
+/* Up to the place that it names, the main model would have written just that, and there what it says. */
+static bool hear_verdict(void *ctx, const cw_talk_verdict *v)
+{
+    outcome *o = ctx;
+    o->n_verdicts++;
+    assert_string_equal(v->by, cw_speaker_name(demo.teacher));
+    assert_string_equal(v->of, cw_speaker_name(o->how->fallback));
+    assert_true(v->n_tokens > 0 && v->n_same <= v->n_tokens);
+    bool otherwise = v->n_same < v->n_tokens;
+    o->n_otherwise += otherwise;
+    if (otherwise) assert_true(v->can_redo);
+    /* Only while nothing but the main model's own choices is before the place. */
+    if (o->want && (o->how->verify == REDO || o->n_otherwise <= otherwise)) {
+        size_t n = strlen(o->want);
+        assert_true(v->n_kept <= n);
+        assert_memory_equal(v->kept, o->want, v->n_kept);
+        if (v->would_end) assert_int_equal(v->n_kept, n);
+        assert_true(v->n_kept + v->n_would <= n);
+        assert_memory_equal(o->want + v->n_kept, v->would, v->n_would);
+        if (otherwise) assert_true(v->n_would || v->would_end);
+    }
+    return otherwise && o->how->verify == REDO;
 }
 
 static void notice(void *ctx, const char *sentence)
@@ -226,9 +270,11 @@ static cw_talk *open_talk(const how *h, outcome *o)
                           .draft = h->draft ? &d : NULL,
                           .is_back = gate_opens,
                           .is_back_ctx = &demo.gate,
+                          .verdict = h->verify ? hear_verdict : NULL,
+                          .verdict_ctx = o,
                           .sampler = h->sampler,
                           .max_tokens = h->max_tokens,
-                          .sink = {hear, notice, o}};
+                          .sink = {hear, notice, withdraw, o}};
     cw_talk *t = NULL;
     cw_err err;
     if (cw_talk_new(&to, &t, &err) != CW_OK) fail_msg("%s", err.text);
@@ -296,16 +342,38 @@ static void assert_holds_the_answer(cw_speaker *s, const how *h, const cw_talk *
     cw_free(ids);
 }
 
-static void run(const how *h, const cut cuts[MAX_CUTS], outcome *o)
+/* Everything that was handed out and not withdrawn is the answer. */
+static void assert_pieces_are_the_answer(const outcome *o)
+{
+    cw_think *think = NULL;
+    cw_err err;
+    cw_span span;
+    static char said[2][16384];
+    said[0][0] = said[1][0] = 0;
+    assert_int_equal(cw_think_new(false, &think, &err), CW_OK);
+    cw_think_push(think, o->text, strlen(o->text));
+    for (int end = 0; end < 2; end++, cw_think_finish(think))
+        while (cw_think_next(think, &span))
+            if (span.kind != CW_SPAN_MARKER) strncat(said[span.kind], span.text, span.len);
+    cw_think_free(&think);
+    for (int k = 0; k < 2; k++) assert_string_equal(o->said[k], said[k]);
+}
+
+static void run_towards(const how *h, const cut cuts[MAX_CUTS], const char *want, outcome *o)
 {
     cw_err err;
     memset(o, 0, sizeof *o);
+    o->how = h;
+    o->want = want;
     set_gate(cuts);
     cw_session_rewind(cw_speaker_session(demo.teacher), 0);
     cw_talk *t = open_talk(h, o);
     cw_chat_message m = {"user", (char *)h->question, strlen(h->question)};
     cw_talk_prompt p = {.messages = &m, .n_messages = 1};
     if (cw_talk_answer(t, &p, &o->stats, &err) != CW_OK) fail_msg("%s", err.text);
+    size_t len;
+    snprintf(o->text, sizeof o->text, "%s", cw_talk_text(t, &len));
+    assert_pieces_are_the_answer(o);
     if (strcmp(o->stats.model, cw_speaker_name(demo.teacher)) == 0) {
         size_t n = (size_t)cw_engine_config(cw_speaker_engine(demo.teacher))->n_vocab;
         o->logits = cw_calloc(n, sizeof *o->logits);
@@ -322,6 +390,11 @@ static void run(const how *h, const cut cuts[MAX_CUTS], outcome *o)
     if (o->logits) assert_as_if_never_away(demo.teacher, o->logits);
     assert_as_if_never_away(h->fallback, NULL);
     cw_free(o->logits);
+}
+
+static void run(const how *h, const cut cuts[MAX_CUTS], outcome *o)
+{
+    run_towards(h, cuts, NULL, o);
 }
 
 /* Calls of the four MoE layers: 4 of the prompt, then 4 of each token. */
@@ -405,6 +478,53 @@ static void another_vocabulary_makes_no_difference(void **state)
     every_story(h);
 }
 
+/* The text that is never away: what a verdict is compared with. */
+static void verified_stories(how h, bool known)
+{
+    static outcome whole, o;
+    int n_verdicts = 0, n_otherwise = 0;
+    h.verify = UNSEEN;
+    run(&h, NULL, &whole);
+    for (h.verify = LOOK; h.verify <= REDO; h.verify++)
+        for (size_t i = 0; i < sizeof stories / sizeof *stories; i++) {
+            run_towards(&h, stories[i].cuts, known ? whole.text : NULL, &o);
+            if (o.stats.n_changes == 0) continue; /* drafted: too few calls to get there */
+            if (strcmp(o.stats.model, cw_speaker_name(demo.teacher)) != 0) continue;
+            assert_true(o.n_verdicts > 0 && o.stats.n_compared > 0);
+            assert_int_equal(o.n_otherwise, o.stats.n_otherwise);
+            n_verdicts += o.n_verdicts;
+            n_otherwise += o.n_otherwise;
+            assert_int_equal(o.stats.n_withdrawn > 0, h.verify == REDO && o.n_otherwise > 0);
+            /* All that was written otherwise is written anew: it is the answer of one who was never away. */
+            if (known && h.verify == REDO) assert_string_equal(o.text, whole.text);
+            if (known && o.n_otherwise == 0) assert_string_equal(o.text, whole.text);
+        }
+    print_message("%s: %d of %d verdicts otherwise\n", h.question, n_otherwise, n_verdicts);
+    assert_true(n_verdicts > 9 && n_otherwise > 0 && (!known || n_otherwise < n_verdicts));
+}
+
+static void the_main_model_says_where_it_would_have_written_otherwise(void **state)
+{
+    (void)state;
+    how h = {.question = fox, .fallback = demo.mini, .sampler = CW_SAMPLER_GREEDY, .max_tokens = 90};
+    verified_stories(h, true);
+    h.question = sum, h.max_tokens = 0;
+    verified_stories(h, true);
+    h.question = fox, h.follows = true, h.draft = 4, h.max_tokens = 80;
+    h.sampler.temperature = 0.9f, h.sampler.top_p = 0.95f, h.sampler.repeat_penalty = 1.1f,
+    h.sampler.seed = 9;
+    verified_stories(h, true);
+}
+
+static void verdicts_on_another_vocabulary_cut_at_the_same_byte(void **state)
+{
+    (void)state;
+    how h = {.question = fox, .fallback = demo.stranger, .sampler = CW_SAMPLER_GREEDY, .max_tokens = 90};
+    verified_stories(h, false);
+    h.follows = true, h.sampler.temperature = 1.5f, h.sampler.seed = 4;
+    verified_stories(h, false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -412,6 +532,8 @@ int main(void)
         cmocka_unit_test(a_following_fallback_gives_the_answer_back_unchanged),
         cmocka_unit_test(drafting_makes_no_difference),
         cmocka_unit_test(another_vocabulary_makes_no_difference),
+        cmocka_unit_test(the_main_model_says_where_it_would_have_written_otherwise),
+        cmocka_unit_test(verdicts_on_another_vocabulary_cut_at_the_same_byte),
     };
     return cmocka_run_group_tests(tests, open_models, close_models);
 }

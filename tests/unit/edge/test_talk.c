@@ -129,7 +129,7 @@ static cw_talk *new_talk(heard *h, bool with_fallback, int max_tokens)
         .sampler = CW_SAMPLER_GREEDY,
         .max_tokens = max_tokens,
         .cancel = &h->cancel,
-        .sink = {hear_piece, hear_notice, h},
+        .sink = {hear_piece, hear_notice, NULL, h},
     };
     cw_talk *t = NULL;
     cw_err err;
@@ -249,7 +249,7 @@ static void answers_end_where_they_are_told_to(void **state)
     cw_talk_free(&t);
     /* At a high temperature the model never finds an end. */
     cw_talk_options o = {
-        .main = demo.teacher, .sampler = CW_SAMPLER_GREEDY, .sink = {hear_piece, hear_notice, &h}};
+        .main = demo.teacher, .sampler = CW_SAMPLER_GREEDY, .sink = {hear_piece, hear_notice, NULL, &h}};
     o.sampler.temperature = 5;
     memset(&h, 0, sizeof h);
     assert_int_equal(cw_talk_new(&o, &t, &err), CW_OK);

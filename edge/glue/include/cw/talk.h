@@ -19,8 +19,31 @@ typedef struct {
     void (*piece)(void *ctx, const char *model, cw_span_kind kind, const char *text, size_t len);
     /* The speaker changes: a sentence for the user. */
     void (*notice)(void *ctx, const char *sentence);
+    /* The last so many bytes of the pieces of each kind are not part of the answer any more. Called only
+     * where `verdict` was told to write anew. */
+    void (*withdraw)(void *ctx, size_t reasoning_bytes, size_t answer_bytes);
     void *ctx;
 } cw_talk_sink;
+
+/*
+ * What the main model, back again, makes of what the fallback wrote in its place. At every position of the
+ * missed part it chooses, from that text so far, by the same sampler, seed and position, as it would have
+ * chosen had it written it. "Otherwise" is the first choice that is not the token that is there: what
+ * drafting would not have accepted, so everything before is what it would have written by itself. Where the
+ * vocabularies differ the same text may be cut into tokens in many ways (and noise belongs to tokens): there
+ * only a choice whose text is not what follows counts.
+ */
+typedef struct {
+    const char *by, *of; /* the main model, the fallback */
+    int n_tokens,
+        n_same;        /* of the missed part; before the first that is otherwise, n_tokens: there is none */
+    const char *kept;  /* the answer up to there; borrowed during the call */
+    const char *wrote; /* what follows */
+    const char *would; /* one token of the main model's; perhaps not valid UTF-8 */
+    size_t n_kept, n_wrote, n_would;
+    bool would_end; /* it would have ended the answer there; n_would is 0 */
+    bool can_redo;  /* the answer can be cut there */
+} cw_talk_verdict;
 
 /* How long the drafted runs are. Asked before every pass of the big model, from the answering thread. */
 typedef struct {
@@ -50,6 +73,13 @@ typedef struct {
      * NULL: it is not asked before the next answer. */
     bool (*is_back)(void *ctx);
     void *is_back_ctx;
+    /*
+     * What the main model reads of the fallback's when it comes back is compared with its own choices, and
+     * the result told. true, where n_same < n_tokens and can_redo: the answer is cut there and written on by
+     * the main model. NULL: nothing is compared.
+     */
+    bool (*verdict)(void *ctx, const cw_talk_verdict *v);
+    void *verdict_ctx;
     cw_sampler_params sampler;
     int max_tokens;            /* of one answer; 0: until the context is full */
     const atomic_bool *cancel; /* ends the answer; may be NULL */
@@ -78,6 +108,9 @@ typedef struct {
     int n_tokens;      /* generated, the end token not counted */
     int n_fallback;    /* of these, by the fallback after the main model was lost */
     int n_changes;     /* of the speaker */
+    int n_compared;    /* tokens of the fallback's, as the main model reads them (verdict) */
+    int n_otherwise;   /* verdicts with a place where it would have written otherwise */
+    int n_withdrawn;   /* tokens that were written anew; not counted in n_tokens and n_fallback */
     int n_passes;      /* of the main model while decoding */
     int n_drafted, n_accepted;
     int n_wrong; /* passes in which a guess was wrong: accepted / (accepted + wrong) is how often one is right
