@@ -327,7 +327,7 @@ static void the_head_follows_a_conversation(void **state)
     assert_int_equal(cw_mtp_drafter_new(demo.teacher, path, &p, &d.drafter, &err), CW_OK);
     outcome *o = cw_calloc(1, sizeof *o);
     cw_talk_options to = {
-        .main = demo.teacher, .draft = &d, .sampler = p, .max_tokens = 60, .sink = {hear, notice, o}};
+        .main = demo.teacher, .draft = &d, .sampler = p, .max_tokens = 60, .sink = {hear, notice, NULL, o}};
     cw_talk *t = NULL;
     cw_session_rewind(cw_speaker_session(demo.teacher), 0);
     assert_int_equal(cw_talk_new(&to, &t, &err), CW_OK);

@@ -76,7 +76,7 @@ static cw_talk_stats turn(cw_speaker *s, cw_conversation *c, const char *questio
     cw_talk *t = NULL;
     cw_talk_stats st;
     cw_talk_options o = {
-        .main = s, .sampler = CW_SAMPLER_GREEDY, .max_tokens = 60, .sink = {no_piece, no_notice, NULL}};
+        .main = s, .sampler = CW_SAMPLER_GREEDY, .max_tokens = 60, .sink = {no_piece, no_notice, NULL, NULL}};
     assert_int_equal(cw_talk_new(&o, &t, &err), CW_OK);
     assert_int_equal(cw_conversation_add(c, "user", question, strlen(question), &err), CW_OK);
     cw_talk_prompt p = {.messages = c->messages, .n_messages = c->n};
