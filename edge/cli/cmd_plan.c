@@ -11,8 +11,8 @@
 
 enum {
     MAX_WORKERS = 4096,
-    CALL_US = 120
-}; /* of a call's system calls and encryption, both ends, on loopback */
+    NEAR_US = 500, /* a round trip that is no distance */
+};
 
 /* A number with K, M, G or T behind it, in units of `step`. false: it is none. */
 static bool parse_amount(const char **text, double step, double *out)
@@ -44,6 +44,32 @@ static cw_status read_memories(const char *text, uint64_t *list, size_t *n, cw_e
     return CW_OK;
 }
 
+/* What real passes took beyond round trip, bytes and the edge is the workers' part: one row gives what a call
+ * costs, more rows what a row does. */
+static void fit_workers(const cli_measured *m, cw_plan *p)
+{
+    const cw_plan_link told = p->link;
+    p->link.rtt_us = m->link.link.rtt_us;
+    p->link.bytes_per_s = m->link.link.bytes_per_s;
+    p->workers.n = m->link.workers.n;
+    int layers = p->model.n_moe_layers;
+    double rest = p->workers.call_us + (m->pass_us[0] - cw_plan_pass_us(p, 1)) / layers;
+    p->workers.call_us = rest > 0 ? rest : 0;
+    /* A round trip that is longer than the passes that hold it was measured at a bad moment. */
+    if (rest < 0) p->link.rtt_us = p->link.rtt_us + rest > 0 ? p->link.rtt_us + rest : 0;
+    /* The slope through the first point that misses the others by least, all of the same weight. */
+    double sum = 0, square = 0;
+    for (int i = 1; i < CLI_MEASURED; i++) {
+        double more = cli_measured_rows[i] - 1;
+        sum += (m->pass_us[i] - cw_plan_pass_us(p, cli_measured_rows[i])) * more /
+               (m->pass_us[i] * m->pass_us[i]);
+        square += more * more / (m->pass_us[i] * m->pass_us[i]);
+    }
+    p->workers.row_us += sum / square / layers * p->workers.n / p->model.n_used;
+    if (p->workers.row_us < 0) p->workers.row_us = 0;
+    p->link.stall_share = told.stall_share, p->link.stall_us = told.stall_us;
+}
+
 static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n_memories, cw_plan *p,
                            cw_err *err)
 {
@@ -69,19 +95,14 @@ static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n
                                    .local_us = m->local_us,
                                    .can_draft = m->can_draft,
                                    .acceptance = o->accept};
-    if (!m->joined) return CW_OK;
-    /* What real passes took beyond round trip, bytes and the edge is the workers' part: one row gives what
-     * a call costs, five rows what a row does. */
-    p->link.rtt_us = m->link.link.rtt_us;
-    if (!bits) p->link.bytes_per_s = m->link.link.bytes_per_s;
-    p->workers.n = m->link.workers.n;
-    p->workers.call_us = 0;
-    int layers = p->model.n_moe_layers;
-    double rest = (m->one_us - cw_plan_pass_us(p, 1)) / layers;
-    if (rest > 0) p->workers.call_us = rest;
-    double more = (m->five_us - cw_plan_pass_us(p, 5)) / layers / 4;
-    p->workers.row_us += more * p->workers.n / p->model.n_used;
-    if (p->workers.row_us < 0) p->workers.row_us = 0;
+    if (m->joined) fit_workers(m, p);
+    if (o->rtt) {
+        /* A ping does not see what programs at both ends take to wake up; near workers' round trip is that.
+         */
+        if (m->joined && p->link.rtt_us < NEAR_US) p->workers.call_us += p->link.rtt_us;
+        p->link.rtt_us = (double)o->rtt;
+    }
+    if (bits > 0) p->link.bytes_per_s = bits / 8;
     return CW_OK;
 }
 
@@ -118,6 +139,31 @@ static void print_text(const cw_plan *p, const cw_plan_line *l, const cli_measur
         printf("\nmemory      %s lent, %s needed for one home of every expert: %s\n            %s\n",
                cw_bytes_text(fit->have_bytes, a, sizeof a), cw_bytes_text(fit->need_bytes, b, sizeof b),
                fit->fits ? "it fits" : "it does not fit", fit->why);
+}
+
+/* Every length of drafts, and what the passes through the cluster took. */
+static void json_drafts(cw_json *j, const cw_plan *p, const cli_measured *m)
+{
+    cw_json_key(j, "drafts");
+    cw_json_array(j);
+    for (int n = 1; p->machine.can_draft && n <= CW_PLAN_DRAFT_MAX; n++) {
+        cw_json_object(j);
+        cw_json_kint(j, "draft", n);
+        cw_json_kfixed(j, "round_us", cw_plan_round_us(p, n), 1);
+        cw_json_kfixed(j, "tokens_per_second",
+                       1e6 * cw_plan_yield(p->machine.acceptance, n) / cw_plan_round_us(p, n), 3);
+        cw_json_end(j);
+    }
+    cw_json_end(j);
+    cw_json_key(j, "passes");
+    cw_json_array(j);
+    for (int i = 0; m->joined && i < CLI_MEASURED; i++) {
+        cw_json_object(j);
+        cw_json_kint(j, "rows", cli_measured_rows[i]);
+        cw_json_kfixed(j, "us", m->pass_us[i], 1);
+        cw_json_end(j);
+    }
+    cw_json_end(j);
 }
 
 static void json_modes(cw_json *j, const cw_plan_line *l)
@@ -160,6 +206,7 @@ static void print_json(const cw_plan *p, const cw_plan_line *l, const cli_measur
     cw_json_kbool(&j, "can_draft", p->machine.can_draft);
     cw_json_kfixed(&j, "acceptance", p->machine.acceptance, 4);
     json_modes(&j, l);
+    json_drafts(&j, p, m);
     if (fit) {
         cw_json_key(&j, "memory");
         cw_json_object(&j);
@@ -200,7 +247,6 @@ static cw_status plan(const cli_options *o, const char *path, const char *fallba
 int cli_plan(const cli_options *o, const cw_parsed *parsed)
 {
     (void)parsed;
-    if (o->join && o->rtt) return cli_usage("--join measures the link, --rtt tells it: give one of them");
     cw_err err = {0};
     char *path = NULL, *fallback = NULL;
     cw_status s = cli_model_path(o, &path, &err);

@@ -6,7 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PASSES = 40, WARM = 5, MANY = 5, WAIT_MS = 30000, CTX = 512 };
+enum {
+    PASSES = 60,      /* of one number of rows, */
+    PASSES_LEAST = 5, /* fewer where they take longer than */
+    PASSES_US = 600000,
+    WARM = 1,        /* passes at least, and at least so long, are not counted */
+    WARM_US = 60000, /* caches, clocks and connections */
+    MANY = 5,        /* rows, where two points are enough */
+    WAIT_MS = 30000,
+    CTX = 512,
+};
+const int cli_measured_rows[CLI_MEASURED] = {1, 5, 9, 17, CW_PLAN_DRAFT_MAX + 1};
 
 /* --- experts that cost nothing: what is left is the edge's own time --- */
 
@@ -46,21 +56,29 @@ static cw_status time_pass(cw_speaker *s, int rows, double *us, cw_err *err)
     float *logits = cw_calloc((size_t)rows * (size_t)n_vocab, sizeof *logits);
     if (!logits) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     double times[PASSES];
-    int32_t tokens[MANY];
+    int32_t tokens[CW_PLAN_DRAFT_MAX + 1];
+    int n = 0, past = CTX;
     cw_status st = CW_OK;
-    cw_session_rewind(session, 0);
-    for (int i = -WARM; i < PASSES && st == CW_OK; i++) {
-        for (int k = 0; k < rows; k++) tokens[k] = (int32_t)((i + WARM) * 97 + k * 13) % n_vocab;
+    int64_t began = cw_now_us(), now = began, warm_until = 0;
+    for (int i = 0; st == CW_OK && n < PASSES; i++) {
+        if (n >= PASSES_LEAST && now - warm_until > PASSES_US) break;
+        if (past + rows > CTX) cw_session_rewind(session, past = 0);
+        for (int k = 0; k < rows; k++) tokens[k] = (int32_t)(i * 97 + k * 13) % n_vocab;
         cw_batch_item item = {
             .session = session, .tokens = tokens, .n_tokens = rows, .n_logits = rows, .logits = logits};
         int64_t t0 = cw_now_us();
         st = cw_engine_forward(e, &item, 1, cw_signal_interrupt_flag(), err);
-        if (i >= 0) times[i] = (double)(cw_now_us() - t0);
+        now = cw_now_us();
+        past += rows;
+        if (i < WARM || now - began < WARM_US)
+            warm_until = now;
+        else
+            times[n++] = (double)(now - t0);
     }
     cw_free(logits);
     if (st != CW_OK) return st;
-    qsort(times, PASSES, sizeof *times, by_size);
-    *us = times[PASSES / 2];
+    qsort(times, (size_t)n, sizeof *times, by_size);
+    *us = times[n / 2];
     return CW_OK;
 }
 
@@ -95,8 +113,9 @@ static cw_status measure_cluster(const cli_options *o, cw_speaker *s, cli_measur
 {
     cw_mainland *land = NULL;
     CW_TRY(cli_join(o, cw_speaker_file(s), cw_speaker_engine(s), WAIT_MS, false, &land, err));
-    cw_status st = time_pass(s, 1, &m->one_us, err);
-    if (st == CW_OK) st = time_pass(s, MANY, &m->five_us, err);
+    cw_status st = CW_OK;
+    for (int i = 0; i < CLI_MEASURED && st == CW_OK; i++)
+        st = time_pass(s, cli_measured_rows[i], &m->pass_us[i], err);
     if (st == CW_OK) m->joined = cli_plan_link(land, &m->link);
     cw_engine_set_experts(cw_speaker_engine(s), NULL);
     cw_mainland_close(&land);

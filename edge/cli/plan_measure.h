@@ -1,9 +1,12 @@
 /*
  * What `causeway plan` times: this machine's part of a pass with experts that answer zeros at once, the
- * fallback, and with a cluster its calls. One thread; blocks for a few hundred passes.
+ * fallback, and with a cluster passes through it. One thread; blocks for some seconds.
  */
 #pragma once
 #include "setup.h"
+
+enum { CLI_MEASURED = 5 };
+extern const int cli_measured_rows[CLI_MEASURED];
 
 typedef struct {
     double edge_us, edge_row_us;  /* a pass of one row without experts; each further row */
@@ -13,8 +16,8 @@ typedef struct {
     cw_plan_model model;
     /* with a cluster: */
     bool joined;
-    cw_plan link;           /* its link and workers.n */
-    double one_us, five_us; /* passes of one row and of five through it */
+    cw_plan link;                 /* its link and workers.n */
+    double pass_us[CLI_MEASURED]; /* through it, of cli_measured_rows */
 } cli_measured;
 
 CW_MUST_USE cw_status cli_plan_measure(const cli_options *o, const char *path, const char *fallback,

@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Every mode over a grid of links, with real processes behind the delay proxy: the table of docs/LINK.md.
+"""Every mode over a grid of links, with real processes behind the delay proxy: the figures of docs/LINK.md.
 
-    link.py [--runs 5] [--delays 0,1,5,20,50] [--rates 0,100,10] [--stalls] [--tokens 48] [--seconds N]
+    link.py --json FILE [--runs 5] [--delays 0,1,5,20,50] [--rates 0,100,10] [--stalls] [--gain] [--tokens 96] [--seconds N]
+    link.py --json FILE --report [--svg FILE]      tables, and the plot, of what FILE holds
 
 Two workers that hold everything, each behind a route of its own; a delay is the round trip, half of it each way; a rate
-is the edge's link in Mbit/s, half of it on each route. In every cell the modes answer the same question in turn, then the
-next one; the governed ones get a question beforehand. Printed: medians of tokens a second, what `causeway plan` predicts
-(machine and call measured once on the bare link), and how late the proxy itself was. --seconds ends it early: rows that
-were not reached are not printed. Ends with 1 when a text differs between modes.
+is the edge's link in Mbit/s, half of it on each route; stalls hold up one read in a hundred by 200 ms. In every cell the
+modes answer the same question in turn, then the next one, in turning order; all get two questions beforehand, for caches
+and governors. The texts of the modes must be equal. `causeway plan` is asked twice: with the workers measured on the bare link and the
+cell's link told, and with everything measured through the cell's link; both are told how often guesses were right.
+
+--gain adds, at 20 ms, greedy answers to the demo's held-out tasks and to questions for stories.
+FILE gathers cells as they are done; a cell that is there with as many runs and tokens is not measured again, and none is
+begun that would not end within --seconds: so a grid can be measured in slices. Ends with 1 when a text differs.
 """
 import argparse
 import json
@@ -18,30 +23,59 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+import link_report  # noqa: E402
 from chaos import Bed, QUESTIONS, Talker  # noqa: E402
-from cluster import BIN  # noqa: E402
+from cluster import BIN, DEMO  # noqa: E402
+from link_report import FIXED, MODES  # noqa: E402
 
-MODES = {"split": ["--mode", "split"], "draft 4": ["--mode", "draft", "--draft", "4"], "draft 8": ["--mode", "draft", "--draft", "8"],
-         "draft": ["--mode", "draft"], "auto": ["--mode", "auto"]}
-GOVERNED = ("draft", "auto")
+ARGUMENTS = {"split": ["--mode", "split"], "draft": ["--mode", "draft"], "auto": ["--mode", "auto"]}
+ARGUMENTS |= {f"draft {n}": ["--mode", "draft", "--draft", str(n)] for n in FIXED}
+STORIES = [q for q in QUESTIONS if q.startswith("Tell me a story")]
+WARM = 2
+
+
+def tasks(n):
+    """Held-out prompts of one turn without a system message, as a user would type them; every so many, so that all kinds are there."""
+    found = []
+    for line in open(DEMO / "eval/prompts.jsonl"):
+        head, _, rest = json.loads(line)["prompt"].partition("<｜User｜>")
+        if head == "<｜begin▁of▁sentence｜>" and rest.count("<｜") == 1:
+            found.append(rest.removesuffix("<｜Assistant｜>"))
+    return found[::max(1, len(found) // n)][:n]
 
 
 class Grid:
+    """One cluster and an edge for every mode, which live through all cells."""
+
     def __init__(self, options, bed):
-        self.o, self.bed = options, bed
-        self.talkers = {}
-        for i, (mode, args) in enumerate(MODES.items()):
-            name = f"edge{i}"
-            t = Talker(bed.cluster.dir, name, *args, "--join", bed.edge_join, "--state", bed.cluster.dir / f"state-{name}", "--name", name,
-                       "--wait", "30s", seed=1, tokens=options.tokens)
-            bed.talkers.append(t)
-            self.talkers[mode] = t
-        self.base = None
+        self.o, self.bed, self.sets = options, bed, {}
+
+    def talkers(self, tokens, temperature):
+        key = (tokens, temperature)
+        if key not in self.sets:
+            self.sets[key] = {}
+            for i, mode in enumerate(MODES):
+                name = f"edge{len(self.bed.talkers)}"
+                t = Talker(self.bed.cluster.dir, name, *ARGUMENTS[mode], "--join", self.bed.edge_join, "--state",
+                           self.bed.cluster.dir / f"state-{name}", "--name", name, "--wait", "30s", "--temp", temperature, seed=1, tokens=tokens)
+                self.bed.talkers.append(t)
+                self.sets[key][mode] = t
+        return self.sets[key]
 
     def plan(self, *args):
-        r = subprocess.run([str(a) for a in (BIN / "causeway", "plan", "--json", "-q", "--threads", "1", *args)], capture_output=True, text=True,
-                           check=True)
-        return json.loads(r.stdout)
+        command = [BIN / "causeway", "plan", "--json", "-q", "--threads", "1", "--join", self.bed.edge_join, "--state",
+                   self.bed.cluster.dir / "state-plan", "--name", "planner", *args]
+        r = subprocess.run([str(a) for a in command], capture_output=True, text=True)
+        if r.returncode:
+            raise AssertionError(f"causeway plan ended with {r.returncode}: {r.stderr[-500:]}")
+        p = json.loads(r.stdout)
+        predicted = {m["mode"]: m for m in p["modes"] if m["possible"]}
+        drafts = {f"draft {d['draft']}": d["tokens_per_second"] for d in p["drafts"] if d["draft"] in FIXED}
+        best = predicted["draft"]
+        return {"split": predicted["split"]["tokens_per_second"], "draft": best["tokens_per_second"], "n": best["draft"], **drafts,
+                "bytes": {m: predicted[m]["bytes_out"] + predicted[m]["bytes_in"] for m in ("split", "draft")},
+                "rtt_ms": p["rtt_ms"], "call_us": p["call_us"], "row_us": p["row_us"], "fallback_us": p["fallback_us"],
+                "bytes_per_s": p["bytes_per_s"], "passes": {str(x["rows"]): x["us"] for x in p["passes"]}}
 
     def set_link(self, delay, rate, stall):
         net = self.bed.cluster.net
@@ -50,67 +84,114 @@ class Grid:
             net(f"{w} rate both {f'{rate / len(self.bed.names):g}mbit' if rate else 'off'}")
             net(f"{w} stall both {'1 200ms' if stall else '0 0'}")
 
-    def cell(self, delay, rate, stall):
+    def wire(self):
+        """Bytes so far between edges and workers, as TCP carried them."""
+        return sum(s[d]["bytes"] for s in map(self.bed.cluster.net.stats, self.bed.names) for d in ("up", "down"))
+
+    def ask(self, mode, talker, questions):
+        """One run: the answers' sum."""
+        total, texts = {"tokens": 0, "passes": 0, "drafted": 0, "accepted": 0, "wrong_passes": 0, "decode_ms": 0.0}, []
+        for q in questions:
+            text, _, summary = talker.ask(q)
+            if summary is None:
+                raise AssertionError(f"{mode} did not answer: {talker.said()[-500:]}")
+            texts.append(text)
+            total = {k: total[k] + summary[k] for k in total}
+        total["governor"] = summary.get("governor")
+        return total, texts
+
+    def cell(self, kind, delay, rate, stall, runs, tokens):
+        talkers = self.talkers(tokens, 0.7 if kind == "grid" else 0)
+        asked = [[q] for q in STORIES] if kind != "tasks" else [tasks(20)]
         self.set_link(delay, rate, stall)
-        speeds = {m: [] for m in MODES}
-        last, same = {}, True
-        for m in GOVERNED:
-            self.talkers[m].ask(QUESTIONS[0])
-        for run in range(self.o.runs):
-            texts = set()
-            for m in MODES if run % 2 == 0 else reversed(MODES):
-                text, _, summary = self.talkers[m].ask(QUESTIONS[1 + run % 12])
-                if summary is None:
-                    raise AssertionError(f"{m} did not answer: {self.talkers[m].said()[-500:]}")
-                texts.add(text)
-                speeds[m].append(summary["tokens_per_second"])
-                last[m] = summary
-            same = same and len(texts) == 1
-        governor = last["auto"].get("governor", {})
-        accept = last["draft"]["governor"]["acceptance"]
-        args = ["--accept", f"{accept:.4f}", "--workers", len(self.bed.names)]
-        args += ["--bandwidth", f"{rate}M"] if rate else []
-        args += ["--stall-share", "0.01", "--stall", "200ms"] if stall else []
-        if self.base is None:  # round trip and call of the bare link, the proxy's own time included
-            p = self.plan("--join", self.bed.edge_join, "--state", self.bed.cluster.dir / "state-plan", "--name", "planner")
-            self.base = p["call_us"] + p["rtt_ms"] * 1e3
-        p = self.plan(*args, "--rtt", f"{int(delay * 1000)}us", "--call", f"{int(self.base)}us")
-        predicted = {x["mode"]: x for x in p["modes"]}
-        late = max(self.bed.cluster.net.stats(w)[d].get("late_p50_us", self.bed.cluster.net.stats(w)[d].get("late_us", 0)) or 0
-                   for w in self.bed.names for d in ("up", "down"))
-        return speeds, governor, predicted, accept, same, late
+        for t in talkers.values():
+            for i in range(WARM):
+                t.ask(STORIES[i])
+        results, same, wire = {m: [] for m in MODES}, True, 0
+        for run in range(runs):
+            said = []
+            for m in MODES[run % len(MODES):] + MODES[:run % len(MODES)]:
+                before = self.wire()
+                total, texts = self.ask(m, talkers[m], asked[(WARM + run) % len(asked)])
+                total["wire_bytes"] = self.wire() - before
+                results[m].append(total)
+                said.append(texts)
+            same = same and all(t == said[0] for t in said)
+        stats = [self.bed.cluster.net.stats(w)[d] for w in self.bed.names for d in ("up", "down")]
+        late = max(s.get("late_p50_us", s.get("late_us", 0)) or 0 for s in stats)
+        drafted = [r for m in MODES if m != "split" for r in results[m]]
+        right, wrong = sum(r["accepted"] for r in drafted), sum(r["wrong_passes"] for r in drafted)
+        accept = ["--accept", f"{right / max(1, right + wrong):.4f}"]
+        stalls = ["--stall-share", "0.01", "--stall", "200ms"] if stall else []
+        measured = self.plan(*accept, *stalls) if not stall else None
+        self.set_link(0, 0, False)
+        told = self.plan(*accept, *stalls, *(["--bandwidth", f"{rate:g}M"] if rate else []), *(["--rtt", f"{delay:g}ms"] if delay else []))
+        return {"runs": runs, "tokens": tokens, "modes": results, "same": same, "accept": right / max(1, right + wrong), "late_us": late,
+                "plan": {"told": told, "measured": measured}}
+
+
+def seconds_of(kind, delay, rate, stall, runs, tokens):
+    """About how long a cell takes: passes of split, and half as long again for the others."""
+    one = 0.0015 + 0.004 * delay + (0.12 / rate if rate else 0) + (0.02 if stall else 0)
+    answers = runs + WARM if kind != "tasks" else 15 * runs + WARM
+    return 6 + 1.9 * answers * tokens * one * (0.4 if kind == "tasks" else 1)
+
+
+def read(path):
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {"cells": {}}
+
+
+def cells_of(o):
+    cells = [("grid", float(d), float(r), False) for r in o.rates.split(",") if r for d in o.delays.split(",")]
+    if o.stalls:
+        cells += [("grid", float(d), 0.0, True) for d in o.delays.split(",")]
+    if o.gain:
+        cells += [("tasks", 20.0, 0.0, False), ("stories", 20.0, 0.0, False)]
+    return cells
+
+
+def measure(o, data):
+    began = time.monotonic()
+    with Bed(1, delay="0ms", workers=("a", "b")) as bed:
+        grid = Grid(o, bed)
+        for cell in cells_of(o):
+            name = link_report.name_of(*cell)
+            runs = max(2, o.runs - 2) if cell[0] == "tasks" else o.runs
+            old = data["cells"].get(name)
+            if old and old["runs"] >= runs and old["tokens"] == o.tokens:
+                continue
+            if o.seconds and time.monotonic() - began + seconds_of(*cell, runs, o.tokens) > o.seconds:
+                print(f"not begun: {name}", file=sys.stderr)
+                continue
+            at = time.monotonic()
+            data["cells"][name] = grid.cell(*cell, runs, o.tokens)
+            o.json.write_text(json.dumps(data, indent=0))
+            print(f"{name}: {time.monotonic() - at:.0f} s", file=sys.stderr, flush=True)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
     p.add_argument("--runs", type=int, default=5)
-    p.add_argument("--tokens", type=int, default=48)
+    p.add_argument("--tokens", type=int, default=96)
     p.add_argument("--delays", default="0,1,5,20,50")
     p.add_argument("--rates", default="0,100,10")
-    p.add_argument("--stalls", action="store_true", help="also 1 %% of messages stalled by 200 ms, unlimited rate")
+    p.add_argument("--stalls", action="store_true", help="also 1 %% of reads stalled by 200 ms, unlimited rate")
+    p.add_argument("--gain", action="store_true", help="also held-out tasks and stories, greedy, at 20 ms")
     p.add_argument("--seconds", type=float, default=0)
+    p.add_argument("--report", action="store_true", help="measure nothing")
+    p.add_argument("--svg", type=pathlib.Path, metavar="FILE")
     o = p.parse_args()
-    cells = [(float(d), float(r), False) for r in o.rates.split(",") for d in o.delays.split(",")]
-    if o.stalls:
-        cells += [(float(d), 0.0, True) for d in o.delays.split(",")]
-    began, ok = time.monotonic(), True
-    with Bed(1, delay="0ms", workers=("a", "b")) as bed:
-        grid = Grid(o, bed)
-        print("| link | " + " | ".join(MODES) + " | auto chose | auto / best fixed | a | plan: split, draft | plan / measured | proxy late |")
-        print("|---" * (len(MODES) + 7) + "|")
-        for delay, rate, stall in cells:
-            if o.seconds and time.monotonic() - began > o.seconds:
-                break
-            speeds, governor, predicted, accept, same, late = grid.cell(delay, rate, stall)
-            ok = ok and same
-            v = {m: statistics.median(s) for m, s in speeds.items()}
-            best = max(v[m] for m in MODES if m not in GOVERNED)
-            ps, pd = (predicted[m].get("tokens_per_second", 0) for m in ("split", "draft"))
-            link = f"{delay:g} ms, {f'{rate:g} Mbit/s' if rate else 'unlimited'}{', stalls' if stall else ''}"
-            print(f"| {link} | " + " | ".join(f"{v[m]:.1f}" for m in MODES) +
-                  f" | {governor.get('draft', '-')} | {v['auto'] / best:.2f} | {accept:.2f} | {ps:.1f}, {pd:.1f} ({predicted['draft'].get('draft')}) | "
-                  f"{ps / v['split']:.2f}, {pd / max(v['draft'], v['draft 4'], v['draft 8']):.2f} | {late:.0f} us |{'' if same else ' TEXTS DIFFER'}", flush=True)
-    sys.exit(0 if ok else 1)
+    data = read(o.json)
+    if not o.report:
+        measure(o, data)
+    print(link_report.tables(data))
+    if o.svg:
+        o.svg.write_text(link_report.svg(data))
+    sys.exit(0 if all(c["same"] for c in data["cells"].values()) else 1)
 
 
 if __name__ == "__main__":

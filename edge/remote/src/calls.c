@@ -16,6 +16,7 @@ enum {
     BUSY_FREE_US = 1000000,    /* one retry in so long needs no token */
     BUDGET_LEAST_US = 1000000, /* of a call, however fast the worker is */
     BUDGET_SERVICES = 32,      /* a call is given so many times what is late for it */
+    SMALL_BYTES = 8192,        /* whose time is the delay of a link of which nothing else is known */
     FLIGHT_US = 1000000,       /* what a link carries in that time may be under way on it */
 };
 
@@ -253,7 +254,11 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
     int64_t delay = e->now_us - p->sent_us - v->queue_us - v->service_us;
     /* A worker that slept meanwhile says nothing of its link. */
     bool slept = h->back_us >= p->sent_us;
-    if (delay > 0 && !p->overdue && p->bytes < CW_CALL_TARGET_BYTES / 8)
+    /* Nor does one that had much to carry: only what is faster than ever is news then. */
+    double carried_us = h->bytes_per_s > 0 ? (double)p->ahead_bytes * 1e6 / h->bytes_per_s : 0;
+    bool quick = p->bytes < (h->bytes_per_s > 0 ? CW_CALL_TARGET_BYTES / 8 : SMALL_BYTES) &&
+                 carried_us < (double)delay / 4;
+    if (delay > 0 && !p->overdue && (quick || (double)delay < h->delay_us))
         link_learn_delay(&h->delay_us, (double)delay);
     /* A call of many rows is bound by computing, one of few by reading weights. */
     bool small = p->n_rows <= 4 || h->us_per_byte <= 0;

@@ -106,6 +106,7 @@ bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out)
                                   .bytes_out = h->bytes_out,
                                   .bytes_in = h->bytes_in,
                                   .rtt_us = h->rtt_us,
+                                  .delay_us = (uint32_t)h->delay_us,
                                   .service_us = h->service_us,
                                   .service_sum_us = h->service_sum_us,
                                   .suspect = home_is_late(h),

@@ -17,7 +17,7 @@
 enum {
     CANCEL_POLL_MS = 40,
     TELL_POLLS = 12,
-    PREFILL_ROWS = 16,
+    PREFILL_ROWS = 33, /* what a pass has that verifies the longest draft; more is a prompt */
     BLOCKS = 64,
     BLOCKS_TO = 8192,
     DRIVE_US = 100000

@@ -270,6 +270,7 @@ size_t cw_mainland_workers(cw_mainland *m, cw_mainland_worker *list, size_t max)
                                        .bytes_out = w->bytes_out,
                                        .bytes_in = w->bytes_in,
                                        .rtt_us = w->rtt_us,
+                                       .delay_us = w->delay_us,
                                        .service_us = w->service_us,
                                        .bytes_per_s = w->bytes_per_s,
                                        .service_sum_us = w->service_sum_us};

@@ -1,8 +1,9 @@
 /*
  * Dividing entries over workers. All rows of one expert go to one worker (it reads the weights once); experts
  * are taken from the most rows down, each to the holder that would finish it first: link round trip, what is
- * queued there, and the bytes it has to read at its measured pace. The same state gives the same division;
- * ties go to the lower worker id. Which worker computes a row never changes its bits.
+ * queued there, the bytes it has to read at its measured pace, and those that its link has to carry. The same
+ * state gives the same division; ties go to the lower worker id. Which worker computes a row never changes
+ * its bits.
  *
  * A worker that is late, busy or let a call run out is taken only where nobody else holds the expert.
  */
@@ -63,7 +64,7 @@ static bool is_free(const cw_edge *e, const home *h, const piece *p)
 }
 
 /* The best home of one expert, an index into e->homes, or NOBODY. */
-static uint32_t choose(const cw_edge *e, const piece *p, uint32_t expert, uint64_t cost)
+static uint32_t choose(const cw_edge *e, const piece *p, uint32_t expert, uint64_t cost, double bytes)
 {
     uint32_t best = NOBODY;
     int best_rank = 0;
@@ -73,7 +74,7 @@ static uint32_t choose(const cw_edge *e, const piece *p, uint32_t expert, uint64
         if (h == p->not_on || !home_can(e, h, p->r->layer, expert)) continue;
         if (p->kind != PIECE_WORK && !is_free(e, h, p)) continue;
         int k = rank(e, h, p);
-        double t = e->finish[i] + (double)cost * home_pace(h);
+        double t = e->finish[i] + (double)cost * home_pace(h) + h->carry_us * bytes;
         bool better =
             best == NOBODY ||
             (k != best_rank ? k < best_rank : t < best_t || (!(best_t < t) && h->id < e->homes[best]->id));
@@ -91,6 +92,28 @@ static double nearest_delay(const cw_edge *e)
     return least < 0 ? 0 : least;
 }
 
+/* The thinnest link that was measured, or NULL. */
+static const home *thinnest(const cw_edge *e)
+{
+    const home *thin = NULL;
+    for (size_t i = 0; i < e->n_homes; i++) {
+        const home *h = e->homes[i];
+        if (h->state == HOME_UP && h->bytes_per_s > 0 && (!thin || h->bytes_per_s < thin->bytes_per_s))
+            thin = h;
+    }
+    return thin;
+}
+
+/* What the link needs for a byte, there and back. One that was not measured yet is taken for as thin as
+ * another of about the same length, or everything would go over the one that is not known. */
+static double carry_us(const home *h, const home *thin)
+{
+    if (h->bytes_per_s > 0) return 1e6 / h->bytes_per_s;
+    bool alike = thin && thin->delay_us < 2 * h->delay_us + DELAY_NOISE_US &&
+                 h->delay_us < 2 * thin->delay_us + DELAY_NOISE_US;
+    return alike ? 1e6 / thin->bytes_per_s : 0;
+}
+
 /* Fills x_home for every expert in the piece, and share for every home. */
 static void assign_experts(cw_edge *e, const piece *p)
 {
@@ -105,20 +128,24 @@ static void assign_experts(cw_edge *e, const piece *p)
         e->x_order[k] = (uint64_t)e->x_rows[e->x_order[k]] << 32 | (UINT32_MAX - (uint32_t)e->x_order[k]);
     qsort(e->x_order, n, sizeof *e->x_order, descending);
     double nearest = nearest_delay(e);
+    const home *thin = thinnest(e);
     for (size_t i = 0; i < e->n_homes; i++) {
-        const home *h = e->homes[i];
+        home *h = e->homes[i];
         double further = h->delay_us - nearest;
         e->share[i] = 0;
-        e->finish[i] = (further < DELAY_NOISE_US ? 0 : further * h->doubt) + (double)h->load * home_pace(h);
+        h->carry_us = carry_us(h, thin);
+        e->finish[i] = (further < DELAY_NOISE_US ? 0 : further * h->doubt) + (double)h->load * home_pace(h) +
+                       h->carry_us * (double)h->sent_bytes;
     }
     for (uint32_t k = 0; k < n; k++) {
         uint32_t x = UINT32_MAX - (uint32_t)e->x_order[k];
         uint64_t cost = expert_cost(e, layer, e->x_rows[x]);
-        uint32_t i = choose(e, p, x, cost);
+        double bytes = (double)e->x_rows[x] * (double)(row_in_bytes(e, layer) + row_out_bytes(e, layer));
+        uint32_t i = choose(e, p, x, cost, bytes);
         e->x_home[x] = i;
         if (i == NOBODY) continue;
         e->share[i] += e->x_rows[x];
-        e->finish[i] += (double)cost * home_pace(e->homes[i]);
+        e->finish[i] += (double)cost * home_pace(e->homes[i]) + e->homes[i]->carry_us * bytes;
     }
 }
 

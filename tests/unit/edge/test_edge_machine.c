@@ -280,6 +280,32 @@ static void a_worker_that_seemed_slow_is_tried_again(void **state)
     er_free(x);
 }
 
+static void thin_links_share_what_is_to_be_carried(void **state)
+{
+    (void)state;
+    for (int thin = 0; thin < 2; thin++) {
+        edge_rig *x = er_boot(2, NULL);
+        pong(x, 0, 100);
+        pong(x, 1, 100);
+        for (int i = 0; i < 4; i++) { /* 40 kB to each, answered at once or at 1 MB/s */
+            er_submit(x, 1, 64, 0xff);
+            x->r.now_us += thin ? 40000 : 500;
+            er_answer_all(x);
+            er_check_rows(x);
+            rig_clear(&x->r);
+        }
+        for (int i = 0; i < 400; i++) pong(x, 1, 5000); /* one is believed to be a bit further away */
+        rig_clear(&x->r);
+        er_submit(x, 1, 64, 0xff);
+        /* Eight experts' weights are read in less than that; their rows take 80 ms of a thin link. */
+        if (thin)
+            assert_in_range(entries_of(er_call(x, 1, 0)), 128, 320);
+        else
+            assert_null(er_call(x, 1, 0));
+        er_free(x);
+    }
+}
+
 static void an_expert_goes_only_where_it_is(void **state)
 {
     (void)state;
@@ -670,6 +696,7 @@ int main(void)
         cmocka_unit_test(a_faster_worker_gets_more),
         cmocka_unit_test(small_differences_of_delay_are_noise_and_large_ones_count),
         cmocka_unit_test(a_worker_that_seemed_slow_is_tried_again),
+        cmocka_unit_test(thin_links_share_what_is_to_be_carried),
         cmocka_unit_test(an_expert_goes_only_where_it_is),
         cmocka_unit_test(many_rows_are_cut_to_small_messages_and_bounded_in_flight),
         cmocka_unit_test(a_lost_link_is_made_good_by_the_replica),

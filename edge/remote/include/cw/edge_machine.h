@@ -191,6 +191,7 @@ typedef struct {
     bool barred;                               /* gave wrong rows: not asked */
     uint64_t calls, rows, bytes_out, bytes_in; /* answered calls; out: to the worker */
     uint32_t rtt_us, service_us;               /* smoothed; 0: not measured yet */
+    uint32_t delay_us;                         /* the link's part of a call: the least of late, nearly */
     uint32_t hedge_us;                         /* when a small call would be hedged now */
     uint64_t bytes_per_s;                      /* what its link carries; 0: not measured */
     uint64_t service_sum_us;                   /* of all answered calls */

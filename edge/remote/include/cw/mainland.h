@@ -25,13 +25,13 @@ typedef struct {
     const cw_model_config *config;
     const cw_expert_shape *shapes; /* [config->n_layers], copied */
     const cw_kernels *kernels;     /* for the fingerprint; NULL: the best */
-    bool no_ipc;                   /* workers on this machine by their addresses too, see cw_net_listen_local */
-    int max_rows;                  /* of one call of the engine */
-    int max_tickets;               /* submits before the first collect, 0: 4 */
-    int wait_ms;                   /* how long opening waits for a home of every expert, 0: 30 000 */
-    bool gives_way; /* a fallback goes on while the mainland is out of reach: calls fail then at once */
-    int call_ms;    /* how long one layer may take before the answer fails, 0: 30 000 */
-    int lost_ms;    /* how long an answer waits for experts that no worker has any more, 0: 10 000 */
+    bool no_ipc;     /* workers on this machine by their addresses too, see cw_net_listen_local */
+    int max_rows;    /* of one call of the engine */
+    int max_tickets; /* submits before the first collect, 0: 4 */
+    int wait_ms;     /* how long opening waits for a home of every expert, 0: 30 000 */
+    bool gives_way;  /* a fallback goes on while the mainland is out of reach: calls fail then at once */
+    int call_ms;     /* how long one layer may take before the answer fails, 0: 30 000 */
+    int lost_ms;     /* how long an answer waits for experts that no worker has any more, 0: 10 000 */
     /* What is being waited for, in words; hashing the model file the first time reports bytes. From the
      * opening thread. */
     void (*say)(void *ctx, const char *text, uint64_t done, uint64_t total);
@@ -93,7 +93,8 @@ typedef struct {
     bool up;
     uint64_t calls, rows, bytes_out, bytes_in; /* out: from here to the worker */
     uint32_t rtt_us, service_us;
-    uint64_t bytes_per_s; /* what its link carries; 0: not measured */
+    uint32_t delay_us;       /* the link's part of a call, there and back; 0: not measured yet */
+    uint64_t bytes_per_s;    /* what its link carries; 0: not measured */
     uint64_t service_sum_us; /* all of it: what the worker took for its answers, waiting not counted */
 } cw_mainland_worker;
 /* Up to max workers into list; the number there are. */
