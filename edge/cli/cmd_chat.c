@@ -22,7 +22,7 @@ typedef struct {
     bool offline; /* the fallback speaks by the user's wish */
     bool away;    /* it speaks because the experts were lost and are not back */
     cw_talk_stats last;
-    int64_t n_answers, n_tokens, decode_us;
+    int64_t n_answers, n_tokens, n_fallback, decode_us;
     cli_worker_line workers[CLI_MAX_WORKERS];
 } chat;
 
@@ -103,6 +103,13 @@ static cw_status add_answer(chat *c, cw_err *err)
     return CW_OK;
 }
 
+/* For the coordinator's list of edges. */
+static void tell_cluster(const chat *c)
+{
+    if (c->setup.land)
+        cw_mainland_tell(c->setup.land, (uint64_t)c->n_tokens, (uint64_t)c->n_fallback, mode_now(c));
+}
+
 /* An answer to the conversation's last message. */
 static cw_status answer_it(chat *c, cw_err *err)
 {
@@ -112,6 +119,7 @@ static cw_status answer_it(chat *c, cw_err *err)
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     look_for_experts(c);
     if (c->setup.land) cli_governed_look(&c->setup.governed, c->setup.land);
+    tell_cluster(c);
     cw_talk_prompt p = {.messages = c->conv.messages, .n_messages = c->conv.n, .raw = raw};
     cw_status s = cw_talk_answer(c->talk, &p, &c->last, err);
     cw_talk_text(c->talk, &len);
@@ -122,7 +130,9 @@ static cw_status answer_it(chat *c, cw_err *err)
         cw_conversation_drop(&c->conv); /* nothing was answered: the next question must not follow this one */
     c->n_answers++;
     c->n_tokens += c->last.n_tokens;
+    c->n_fallback += c->offline || c->away ? c->last.n_tokens : c->last.n_fallback;
     c->decode_us += c->last.decode_us;
+    tell_cluster(c);
     cw_free(raw);
     return s;
 }

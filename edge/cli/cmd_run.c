@@ -83,6 +83,7 @@ static cw_status answer(const cli_options *o, cli_setup *s, const char *prompt, 
         st = CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     if (st == CW_OK) {
         cw_talk_prompt p = {.messages = c.messages, .n_messages = c.n, .raw = raw};
+        if (s->land) cw_mainland_tell(s->land, 0, 0, cli_mode_name(s->mode));
         st = cw_talk_answer(talk, &p, &stats, err);
         if (stats.n_tokens > 0 || st == CW_OK) cli_printer_end(printer);
         if (st == CW_OK) st = keep_answer(&keep, &c, talk, err);

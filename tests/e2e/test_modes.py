@@ -182,7 +182,15 @@ class TheTideComesIn(unittest.TestCase):
                         return summary, time.monotonic() - begin
                 raise AssertionError(p.stderr.read())
 
+            def listed(mode, **least):
+                for line in c.admin("edges", "--json").stdout.splitlines():
+                    e = json.loads(line)
+                    if e["mode"] == mode and all(e[k] >= n for k, n in least.items()):
+                        return True
+                return False
+
             self.assertEqual(ask()[0]["ended_by_model"], MODEL)
+            eventually("the coordinator lists the answer's tokens", lambda: listed("split", tokens=5))
             worker.kill()
             lost, _ = ask()
             self.assertEqual((lost["ended_by_model"], lost["fallback_tokens"]), (FALLBACK, lost["tokens"]))
@@ -190,6 +198,7 @@ class TheTideComesIn(unittest.TestCase):
                 known, seconds = ask()
                 self.assertEqual((known["ended_by_model"], known["mode"]), (FALLBACK, "offline"))
                 self.assertLess(seconds, 2 * PATIENCE)
+            eventually("the coordinator lists who wrote", lambda: listed("offline", tokens=20, fallback_tokens=15))
             c.start_worker("b")
             eventually("the experts answer again", lambda: ask()[0]["ended_by_model"] == MODEL, seconds=40)
             _, err = p.communicate(timeout=30 * PATIENCE)

@@ -24,7 +24,7 @@ import threading
 import time
 import unittest
 
-from chaos import spread
+from bed import spread
 from cluster import BIN, Cluster, PATIENCE, PROMPT, TEACHER, eventually
 from proxy import ProxiedCluster
 

@@ -89,6 +89,15 @@ static void snapshot(cw_mainland *m)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* Heartbeats are sent in ticks. */
+static void take_story(cw_mainland *m)
+{
+    pthread_mutex_lock(&m->lock);
+    if (m->story_is_new) cw_edge_tell(m->edge, &m->story);
+    m->story_is_new = false;
+    pthread_mutex_unlock(&m->lock);
+}
+
 static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
 {
     cw_mainland *m = ctx;
@@ -97,6 +106,7 @@ static void on_event(void *ctx, cw_event *ev, cw_outbox *out)
         m->wanted = true;
         cw_edge_want(m->edge, ev->now_us, out);
     }
+    if (ev->kind == CW_EV_TICK) take_story(m);
     cw_edge_event(m->edge, ev, out);
     drain(m);
     if (ev->kind == CW_EV_TICK) save_when_quiet(m);

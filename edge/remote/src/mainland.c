@@ -230,6 +230,15 @@ void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *
     m->tell_ctx = ctx;
 }
 
+void cw_mainland_tell(cw_mainland *m, uint64_t tokens, uint64_t fallback_tokens, const char *mode)
+{
+    pthread_mutex_lock(&m->lock);
+    m->story = (cw_edge_story){.tokens = tokens, .fallback_tokens = fallback_tokens};
+    snprintf(m->story.mode, sizeof m->story.mode, "%s", mode);
+    m->story_is_new = true;
+    pthread_mutex_unlock(&m->lock);
+}
+
 void cw_mainland_get_status(cw_mainland *m, cw_mainland_status *out)
 {
     land_refresh_locked(m);

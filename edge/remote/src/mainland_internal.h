@@ -60,6 +60,8 @@ struct cw_mainland {
     pthread_cond_t changed;
     /* Under the lock. */
     uint64_t asked, answered; /* snapshots */
+    cw_edge_story story;      /* for the machine's next heartbeat */
+    bool story_is_new;
     cw_edge_facts facts;
     cw_edge_worker_facts *workers;
     size_t n_workers, cap_workers;

@@ -66,6 +66,11 @@ bool cw_mainland_is_online(const cw_mainland *m);
  * whenever that changes. From the engine's thread, inside a collect. */
 void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *sentence), void *ctx);
 
+/* What the coordinator shows of this edge, with its next heartbeat: tokens since opening, those of the
+ * fallback among them, and the mode ("split", "draft", "offline"; "": by whether workers are asked). Never
+ * blocks on the network. */
+void cw_mainland_tell(cw_mainland *m, uint64_t tokens, uint64_t fallback_tokens, const char *mode);
+
 /* Messages to workers since opening. */
 typedef struct {
     uint64_t calls, resent;      /* resent: because a link or a worker was lost */
