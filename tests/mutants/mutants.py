@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Breaks the code on purpose and sees that a test notices.
 
-  mutants.py [NAME...]     all mutants, or those named ("sim": all that the simulator must notice); exit status 1 when
-                           one survives
+  mutants.py [NAME...]     all mutants, or those named ("sim": all that the simulator must notice, "flight": of these what
+                           only shows in a long flight); exit status 1 when one survives
 
 A mutant is a small change to a copy of the sources (build/mutants) that breaks a promise of docs/NUMERICS.md or
 docs/RESILIENCE.md. Its tests must fail with it, and must have passed without it; where the test is the simulator, one of
-its first thousand seeds must fail. `deploy/test --mutants` runs this.
+its first thousand seeds must fail, and a table at the end says which and what was violated. `deploy/test --mutants` runs this.
 """
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ WORK = ROOT / "build/mutants"
 SRC = WORK / "src"
 BUILD = WORK / "build"
 SEEDS = 1000
+FLIGHT = ["--edges", "12", "--hours", "4"]
 
 # name: what it breaks, {file: [(old, new), ...]}, ctest's name pattern of the tests that must notice
 MUTANTS = {
@@ -44,7 +46,7 @@ MUTANTS = {
         "common/par/src/pool.c": [("    cw_fp_setup();\n    while (", "    cw_fp_setup();\n    if (m->index == 1) __builtin_ia32_ldmxcsr(0x9fc0);\n    while (")],
     }, "test_pool|test_matmul|golden_model_bits"),
     "turns-without-weights": ("a worker takes no account of what an edge's calls cost it", {
-        "worker/src/turns.c": [("s->row_call[i]->peer->account->deficit -= packed * (1 / n + row);", "s->row_call[i]->peer->account->deficit -= 0 * n * row;")],
+        "worker/src/turns.c": [("s->row_call[i]->peer->account->deficit -= packed * (1 / n + row);", "s->row_call[i]->peer->account->deficit -= 0 * packed * n * row;")],
     }, "test_worker"),
 }
 
@@ -115,6 +117,41 @@ SIM_MUTANTS = {
     }),
 }
 
+# What only days of edges that sleep, wake and lose their links show (tests/sim/test_flight).
+FLIGHT_MUTANTS = {
+    "slow-answer-is-offline": ("only answers count as words of a worker: one that is slow makes the edge go offline", {
+        "edge/remote/src/links.c": [("if (h->state == HOME_UP || env->body_case == CW__PB__ENVELOPE__BODY_WELCOME) e->heard_us = e->now_us;",
+                                     "if (env->body_case == CW__PB__ENVELOPE__BODY_REPLY) e->heard_us = e->now_us;")],
+    }),
+    "silence-goes-on-in-sleep": ("the wait for a word is kept across a sleep", {
+        "edge/remote/src/tide.c": [("bool slept = t->seen_us && v->now_us - t->seen_us > CW_TIDE_SLEPT_US;", "bool slept = t->seen_us > v->now_us;")],
+    }),
+    "deadline-runs-in-sleep": ("the time for an answer is kept across a sleep", {
+        "edge/remote/src/edge.c": [("if (pause_us > CW_TIDE_SLEPT_US) after_sleep(e, pause_us);", "if (pause_us < 0) after_sleep(e, pause_us);")],
+    }),
+    "return-need-not-hold": ("a return is believed at once", {
+        "edge/remote/src/tide.c": [("if (v->now_us - t->since_us < t->hold_us) {", "if (v->now_us < t->since_us) {")],
+    }),
+    "hold-stands-still": ("returns that do not last make the next one no slower", {
+        "edge/remote/src/tide.c": [("t->hold_us = lasted || !t->hold_us ? CW_TIDE_HOLD_US : 2 * t->hold_us;", "t->hold_us = lasted ? CW_TIDE_HOLD_US : CW_TIDE_HOLD_US;")],
+    }),
+    "nobody-is-asked-while-away": ("links that came back to life are not pinged, so the return is not noticed", {
+        "edge/remote/src/reach.c": [("if (e->tide.state != CW_TIDE_ONLINE) ask_around(e, out);", "if (e->tide.state == CW_TIDE_SUSPECT) ask_around(e, out);")],
+    }),
+    "answers-wait-for-the-tide": ("requests stay open when the mainland is lost, though a fallback is there", {
+        "edge/remote/src/reach.c": [("if (!e->c.gives_way || cw_tide_is_up(&e->tide)) return;\n    while", "if (e->now_us) return;\n    while")],
+    }),
+    "part-loss-is-no-loss": ("an expert that nobody has is asked for again after every word of the fallback", {
+        "edge/remote/src/calls.c": [("            reach_lost(e, out);\n", "")],
+    }),
+    "ticket-never-renewed": ("an edge that never sleeps lets its ticket run out", {
+        "edge/remote/src/coordinator.c": [("if (e->ticket_len && e->now_us >= e->co.renew_us) control_renew(e, out);", "if (e->ticket_len && e->now_us < 0) control_renew(e, out);")],
+    }),
+    "gone-edges-stay": ("the coordinator keeps edges whose links have ended for connected", {
+        "coordinator/src/coordinator.c": [("    if (l->who) {\n        CW_LOG_I", "    if (l->who && l->who->worker) {\n        CW_LOG_I")],
+    }),
+}
+
 
 def copy_sources():
     """The tracked files as they are in the checkout; unchanged ones keep their times, so that builds are short."""
@@ -166,14 +203,14 @@ def mutate(edits):
     return undo
 
 
-def simulate():
+def simulate(program="test_sim", options=(), seeds=SEEDS):
     """None: every seed held; else what the first failing one says."""
-    r = subprocess.run([str(BUILD / "tests/test_sim"), "--seeds", f"1-{SEEDS}", "--jobs", str(os.cpu_count())],
+    r = subprocess.run([str(BUILD / "tests" / program), *options, "--seeds", f"1-{seeds}", "--jobs", str(os.cpu_count())],
                        capture_output=True, text=True, check=False, errors="replace")
     if r.returncode == 0:
         return None
     said = [line for line in r.stdout.splitlines() + r.stderr.splitlines() if "FAILED" in line or "assert" in line.lower() or "ended with" in line]
-    return said[-1][:160] if said else f"exit status {r.returncode}"
+    return said[-1][:200] if said else f"exit status {r.returncode}"
 
 
 def caught_by_tests(edits, pattern, name):
@@ -191,23 +228,24 @@ def caught_by_tests(edits, pattern, name):
     return None if alive else ", ".join(failed)
 
 
-def caught_by_simulator(edits):
-    undo = mutate(edits)
+def caught_by_simulator(name):
+    flight = name in FLIGHT_MUTANTS
+    undo = mutate((FLIGHT_MUTANTS if flight else SIM_MUTANTS)[name][1])
     try:
-        build(["test_sim"])
-        return simulate()
+        build(["test_flight" if flight else "test_sim"])
+        return simulate("test_flight", FLIGHT) if flight else simulate()
     finally:
         for path, text in undo.items():
             path.write_text(text)
 
 
 def main():
-    names = sys.argv[1:] or [*MUTANTS, *SIM_MUTANTS]
-    if names == ["sim"]:
-        names = list(SIM_MUTANTS)
-    unknown = [n for n in names if n not in MUTANTS and n not in SIM_MUTANTS]
+    known = {**MUTANTS, **SIM_MUTANTS, **FLIGHT_MUTANTS}
+    groups = {"sim": [*SIM_MUTANTS, *FLIGHT_MUTANTS], "flight": list(FLIGHT_MUTANTS)}
+    names = [n for arg in sys.argv[1:] or known for n in groups.get(arg, [arg])]
+    unknown = [n for n in names if n not in known]
     if unknown:
-        sys.exit(f"no mutant {unknown[0]}; there are: sim, {', '.join([*MUTANTS, *SIM_MUTANTS])}")
+        sys.exit(f"no mutant {unknown[0]}; there are: {', '.join([*groups, *known])}")
     os.environ["CTEST_OUTPUT_ON_FAILURE"] = "0"
     copy_sources()
     if any(n in SIM_MUTANTS for n in names):
@@ -215,12 +253,25 @@ def main():
         why = simulate()
         if why:
             sys.exit(f"the simulation fails without a mutant: {why}")
-    survivors = 0
+    survivors, table, flights = 0, [], 0
     for name in names:
-        what, edits = (MUTANTS.get(name) or SIM_MUTANTS[name])[:2]
-        why = caught_by_tests(edits, MUTANTS[name][2], name) if name in MUTANTS else caught_by_simulator(edits)
+        what, edits = known[name][:2]
+        why = caught_by_tests(edits, MUTANTS[name][2], name) if name in MUTANTS else caught_by_simulator(name)
         survivors += why is None
         print(f"{'SURVIVED' if why is None else 'caught'}  {name}: {what}" + ("" if why is None else f" ({why})"), flush=True)
+        seed = re.match(r"seed (\d+) FAILED at [\d.]+ s: (.*)", why or "")
+        if seed:
+            table.append((name, int(seed[1]), seed[2]))
+            flights = max(flights, int(seed[1]) if name in FLIGHT_MUTANTS else 0)
+    if flights:
+        build(["test_flight"])
+        why = simulate("test_flight", FLIGHT, flights)
+        if why:
+            sys.exit(f"the flight fails without a mutant: {why}")
+    if table:
+        print("\n| mutant | seed | what was seen |\n|---|---|---|")
+        for name, seed, why in table:
+            print(f"| {name} | {seed} | {why} |")
     print(f"{len(names) - survivors} passed, {survivors} failed")
     return 1 if survivors else 0
 

@@ -14,6 +14,7 @@ cw_key key_of(int kind, int index)
     cw_key k = {{0}};
     k.b[0] = (uint8_t)kind;
     k.b[1] = (uint8_t)(index + 1);
+    k.b[2] = (uint8_t)((index + 1) >> 8);
     return k;
 }
 
@@ -94,6 +95,7 @@ static void ask(void *ctx, void *arg, cw_outbox *out)
 void edge_keep_asking(sim_edge *e)
 {
     sim *s = e->cl->s;
+    if (e->led) return;
     bool burst = sim_now(s) < e->burst_until;
     while (e->asking < (burst ? 10 : 2)) {
         /* Busy while faults begin, then just enough to see that it goes on. */
@@ -116,24 +118,25 @@ static uint64_t memory_for(cluster *cl, bool big)
                                                   : part;
 }
 
-static void add_worker(cluster *cl, int i, bool big)
+void cluster_add_worker(cluster *cl, int i, uint64_t memory)
 {
     sim_worker *w = &cl->w[i];
     sim_proc p = {
         .side = CW_SIDE_WORKER, .key = key_of(2, i), .event = node_worker_event, .after = node_worker_after};
     snprintf(p.name, sizeof p.name, "worker%d", i);
     *w = (sim_worker){.cl = cl, .h = sim_host_new(cl->s, &p), .restart_us = SIM_S};
+    cl->worker_of[w->h.proc] = (int16_t)(i + 1);
     w->n = (node_worker){.h = &w->h.base,
                          .place = &cl->place,
                          .index = i,
-                         .memory = memory_for(cl, big),
+                         .memory = memory,
                          .load_fails_percent = 1,
                          .load_us = cl->slow_loads ? 3000000 : 20000,
                          .drain_ms = sim_below(cl->s, 3) * 2000,
                          .slow_factor = 1};
 }
 
-static void add_edge(cluster *cl, int i)
+void cluster_add_edge(cluster *cl, int i)
 {
     sim_edge *e = &cl->e[i];
     sim_proc p = {
@@ -141,6 +144,7 @@ static void add_edge(cluster *cl, int i)
     snprintf(p.name, sizeof p.name, "edge%d", i);
     e->cl = cl;
     e->h = sim_host_new(cl->s, &p);
+    cl->edge_of[e->h.proc] = (int16_t)(i + 1);
     e->n.h = &e->h.base;
     e->n.owner = e;
     e->n.place = &cl->place;
@@ -170,18 +174,13 @@ static void choose_size(cluster *cl)
     if ((uint32_t)cl->n_edges > cl->counts->most_edges) cl->counts->most_edges = (uint32_t)cl->n_edges;
 }
 
-static void setup(cluster *cl, uint64_t seed, int trace)
+void cluster_found(cluster *cl)
 {
-    sim *s = cl->s = sim_new(seed, trace);
-    CW_ASSERT(cw_crypto_init(NULL) == CW_OK && cw_signer_new(&cl->co.n.signer, NULL) == CW_OK);
-    choose_size(cl);
-    if (sim_chance(s, 40)) sim_set_latency(s, 5000, 60000); /* far apart: much is on its way at any moment */
     snprintf(cl->place.control, sizeof cl->place.control, "tcp://10.0.0.1:5570");
     snprintf(cl->place.store, sizeof cl->place.store, "tcp://10.0.0.1:5571");
     cl->place.coordinator_key = key_of(1, 0);
     memset(cl->place.token[0], 0x11, CW_TOKEN_BYTES);
     memset(cl->place.token[1], 0x22, CW_TOKEN_BYTES);
-    cl->submitting = true;
     cl->co.cl = cl;
     cl->co.h = sim_host_new(cl->s, &(sim_proc){.name = "coordinator",
                                                .side = CW_SIDE_COORDINATOR,
@@ -191,18 +190,28 @@ static void setup(cluster *cl, uint64_t seed, int trace)
     cl->co.n.h = &cl->co.h.base;
     cl->co.n.owner = cl;
     cl->co.n.place = &cl->place;
-    cl->co.n.seed = sim_random(s);
-    if (sim_chance(s, 30)) cl->co.n.ticket_ms = 10000;
-    if (sim_chance(s, 50)) cl->co.n.configure = short_grace;
+    cl->co.n.seed = sim_random(cl->s);
     cl->co.n.on_epoch = watch_epoch_saved;
     cl->co.n.on_fenced = watch_fenced;
+}
+
+static void setup(cluster *cl, uint64_t seed, int trace)
+{
+    sim *s = cl->s = sim_new(seed, trace);
+    CW_ASSERT(cw_crypto_init(NULL) == CW_OK && cw_signer_new(&cl->co.n.signer, NULL) == CW_OK);
+    choose_size(cl);
+    if (sim_chance(s, 40)) sim_set_latency(s, 5000, 60000); /* far apart: much is on its way at any moment */
+    cluster_found(cl);
+    cl->submitting = true;
+    if (sim_chance(s, 30)) cl->co.n.ticket_ms = 10000;
+    if (sim_chance(s, 50)) cl->co.n.configure = short_grace;
     cl->w = calloc((size_t)(cl->n_workers + SPARE_WORKERS), sizeof *cl->w);
     cl->e = calloc((size_t)cl->n_edges, sizeof *cl->e);
     CW_ASSERT(cl->w && cl->e);
     cl->slow_loads = sim_chance(s, 30);
     bool big = cl->n_workers == 1 || sim_chance(s, 50);
-    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) add_worker(cl, i, big);
-    for (int i = 0; i < cl->n_edges; i++) add_edge(cl, i);
+    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) cluster_add_worker(cl, i, memory_for(cl, big));
+    for (int i = 0; i < cl->n_edges; i++) cluster_add_edge(cl, i);
     coordinator_start(&cl->co);
     for (int i = 0; i < cl->n_workers; i++) worker_start(&cl->w[i]);
     for (int i = 0; i < cl->n_edges; i++) edge_start(&cl->e[i]);
@@ -239,6 +248,19 @@ static void run(cluster *cl)
             sim_fail(s, "edge %d: a request never ended", i);
 }
 
+void cluster_free(cluster *cl)
+{
+    cw_coordinator_free(&cl->co.n.m);
+    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) cw_worker_free(&cl->w[i].n.m);
+    for (int i = 0; i < cl->n_edges; i++) cw_edge_free(&cl->e[i].n.m);
+    sim_free(cl->s);
+    cw_signer_free(&cl->co.n.signer);
+    watch_free(cl);
+    free(cl->w);
+    free(cl->e);
+    free(cl);
+}
+
 const char *cluster_run(uint64_t seed, int trace, cluster_counts *counts)
 {
     static char failure[400];
@@ -257,14 +279,6 @@ const char *cluster_run(uint64_t seed, int trace, cluster_counts *counts)
     counts->lost += sim_lost(cl->s);
     if (cl->liar) counts->lies += cl->liar->n.lies;
     for (int i = 0; i < cl->n_edges; i++) counts->hedges += cl->e[i].hedges;
-    cw_coordinator_free(&cl->co.n.m);
-    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++) cw_worker_free(&cl->w[i].n.m);
-    for (int i = 0; i < cl->n_edges; i++) cw_edge_free(&cl->e[i].n.m);
-    sim_free(cl->s);
-    cw_signer_free(&cl->co.n.signer);
-    watch_free(cl);
-    free(cl->w);
-    free(cl->e);
-    free(cl);
+    cluster_free(cl);
     return why ? failure : NULL;
 }

@@ -36,6 +36,8 @@ typedef struct {
     cluster *cl;
     bool revoked;
     cw_key key;
+    bool led;        /* somebody else decides what it asks */
+    void *traveller; /* who; flight.h */
     uint32_t asking; /* requests that are open or will be */
     int64_t burst_until;
     uint64_t term, number, hedges, calls, first; /* first: messages that were no repetition */
@@ -74,6 +76,7 @@ struct cluster {
     sim_worker *w;
     sim_edge *e;
     int n_workers, n_edges;
+    int16_t worker_of[SIM_MAX_PROCS], edge_of[SIM_MAX_PROCS]; /* by process: which, from 1; 0: none */
     sim_thief thief;
     bool has_thief, slow_loads;
     bool submitting, counting_down; /* counting down: the last fault has begun */
@@ -86,6 +89,12 @@ struct cluster {
 
 cw_key key_of(int kind, int index);
 
+/* Addresses, tokens and the coordinator's process. */
+void cluster_found(cluster *cl);
+void cluster_add_worker(cluster *cl, int i, uint64_t memory);
+void cluster_add_edge(cluster *cl, int i);
+void cluster_free(cluster *cl);
+
 void coordinator_start(sim_coordinator *c);
 void coordinator_restart(void *ctx, void *arg); /* sim_at */
 void worker_start(sim_worker *w);
@@ -96,6 +105,8 @@ void edge_keep_asking(sim_edge *e);
 
 /* faults.c */
 void faults_plan(cluster *cl);
+/* In the coordinator's process, `arg` a sim_worker: nothing on it any more, or again. */
+void faults_drain(void *ctx, void *arg, cw_outbox *out);
 
 /* watch.c */
 sim_watcher watch_all(cluster *cl);
@@ -104,6 +115,9 @@ void watch_fenced(void *owner, const cw_key_row *row);
 void watch_request_end(node_edge *e, node_request *q, const char *wrong);
 void watch_progress(cluster *cl, const uint64_t *before, const char *when);
 const char *watch_disagreement(const cluster *cl);
+/* When no call can be on its way any more. */
+void watch_forget_calls(cluster *cl);
+size_t watch_own_bytes(const cluster *cl);
 void watch_free(cluster *cl);
 
 /* thief.c: tries a stolen ticket at the workers, over and over. */

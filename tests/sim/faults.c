@@ -87,7 +87,7 @@ static void restore_backup(cluster *cl, int64_t down_us)
 
 /* ---- what an operator does: a command in the coordinator's process ---- */
 
-static void drain_now(void *ctx, void *arg, cw_outbox *out)
+void faults_drain(void *ctx, void *arg, cw_outbox *out)
 {
     node_coordinator *c = ctx;
     sim_worker *w = arg;
@@ -125,7 +125,7 @@ static bool drain(cluster *cl, sim_worker *w)
 {
     cw_key key = key_of(2, w->n.index);
     if (w->gone || w->revoked || !is_known(cl, &key) || (!w->drained && !can_do_without(cl, w))) return false;
-    return operate(cl, drain_now, w);
+    return operate(cl, faults_drain, w);
 }
 
 static bool revoke(cluster *cl, int kind, int index)

@@ -17,7 +17,17 @@ static int64_t latency(sim *s, int from)
 
 static bool in_hole(const sim *s, int from, int to)
 {
-    return s->now < s->hole[from][to];
+    const process *a = &s->procs[from], *b = &s->procs[to];
+    return s->now < a->dark_until[0] || s->now < b->dark_until[1] ||
+           (s->hole[from] && s->now < s->hole[from][to]);
+}
+
+/* The end of what holds messages from one to the other back. */
+static int64_t hole_end(const sim *s, int from, int to)
+{
+    const process *a = &s->procs[from], *b = &s->procs[to];
+    int64_t end = a->dark_until[0] > b->dark_until[1] ? a->dark_until[0] : b->dark_until[1];
+    return s->hole[from] && s->hole[from][to] > end ? s->hole[from][to] : end;
 }
 
 static void drop_from(sim *s, pipe_state *p, uint32_t keep)
@@ -113,7 +123,10 @@ void wire_open(sim *s, int proc, const cw_action *a)
     int server = who_listens(s, a->text, &c->port);
     int64_t at = s->now + 2 * latency(s, proc);
     const char *why = NULL;
-    if (server < 0) {
+    if (s->now < s->procs[proc].unplugged_until) {
+        why = "network is unreachable";
+        at = s->now + 100;
+    } else if (server < 0) {
         why = "connection refused";
     } else if (s->procs[server].paused || in_hole(s, proc, server) || in_hole(s, server, proc)) {
         why = "no answer";
@@ -233,7 +246,7 @@ void wire_deliver(sim *s, conn *c, int dir)
     if (to->down || !p->head) return;
     if (in_hole(s, from->proc,
                 to->proc)) { /* TCP sends it again when the hole has ended, if the connection lives so long */
-        int64_t at = s->hole[from->proc][to->proc] + 1000;
+        int64_t at = hole_end(s, from->proc, to->proc) + 1000;
         if (at > p->last_us) p->last_us = at;
         sim_push(s, (item){.at = at, .kind = T_DELIVER, .c = c, .dir = dir});
         return;
@@ -351,26 +364,40 @@ void wire_kill(sim *s, int proc)
     }
 }
 
+void wire_cut_all(sim *s, int proc)
+{
+    for (conn_end *e = s->procs[proc].ends, *next; e; e = next) {
+        next = e->next; /* a cut only plans the end */
+        if (e->of->end[1].proc >= 0) wire_cut(s, e->of, false, "network is down");
+    }
+}
+
+static void give_up(sim *s, conn *c, int from_end)
+{
+    int from = c->end[from_end].proc, peer = c->end[1 - from_end].proc;
+    c->dead = true;
+    drop_from(s, &c->pipe[from_end], 0); /* to the one that gives up: what had not arrived never will */
+    sim_push(
+        s,
+        (item){.at = s->now, .kind = T_LINK_DOWN, .c = c, .dir = 1 - from_end, .text = "heartbeats stopped"});
+    int64_t at = s->now + latency(s, peer);
+    if (c->pipe[1 - from_end].last_us > at) at = c->pipe[1 - from_end].last_us;
+    if (in_hole(s, peer, from) && hole_end(s, peer, from) > at) at = hole_end(s, peer, from);
+    sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = from_end, .text = "connection reset"});
+}
+
 /* Heartbeats from one process have not come for too long: the other gives up, and the first hears of that
- * when it can. `to` -1: everybody's. */
-void wire_heartbeats_lost(sim *s, int from, int to)
+ * when it can. `to` -1: everybody's; -2: everybody's have not reached it. */
+void wire_heartbeats_lost(sim *s, int proc, int to)
 {
     for (conn *c = s->conns; c; c = c->next) {
-        if (!joins(c, from, to)) continue;
-        int end = c->end[0].proc == from ? 0 : 1, peer = c->end[1 - end].proc;
+        if (!joins(c, proc, to < 0 ? -1 : to)) continue;
+        int own = c->end[0].proc == proc ? 0 : 1, end = to == -2 ? 1 - own : own;
+        int from = c->end[end].proc, peer = c->end[1 - end].proc;
         /* A hole or a pause that ended meanwhile brought the heartbeats back; a connection that began later
          * is not concerned. */
-        bool silent = to >= 0 ? in_hole(s, from, to) : s->procs[from].paused;
-        if (!silent) continue;
-        c->dead = true;
-        drop_from(s, &c->pipe[end], 0); /* to the one that gives up: what had not arrived never will */
-        sim_push(
-            s,
-            (item){.at = s->now, .kind = T_LINK_DOWN, .c = c, .dir = 1 - end, .text = "heartbeats stopped"});
-        int64_t at = s->now + latency(s, peer);
-        if (c->pipe[1 - end].last_us > at) at = c->pipe[1 - end].last_us;
-        if (in_hole(s, peer, from) && s->hole[peer][from] > at) at = s->hole[peer][from];
-        sim_push(s, (item){.at = at, .kind = T_LINK_DOWN, .c = c, .dir = end, .text = "connection reset"});
+        bool silent = in_hole(s, from, peer) || (to == -1 && s->procs[proc].paused);
+        if (silent) give_up(s, c, end);
     }
 }
 

@@ -172,6 +172,7 @@ void node_edge_start(node_edge *e)
                         .seed = e->h->ops->random(e->h),
                         .homeless_us = e->homeless_us,
                         .double_every = e->double_every,
+                        .gives_way = e->gives_way,
                         .has_saved = e->has_saved,
                         .sign_key = e->sign_key,
                         .saved_ticket = e->ticket,

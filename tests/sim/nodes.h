@@ -54,7 +54,7 @@ typedef struct {
 
 /* ---- the coordinator ---- */
 
-enum { DISK_TOKENS = 4, DISK_KEYS = 80, DISK_EPOCH = 32768 };
+enum { DISK_TOKENS = 4, DISK_KEYS = 1100, DISK_EPOCH = 32768 };
 
 typedef struct {
     uint64_t term, serial, epoch_term, number;
@@ -151,6 +151,7 @@ typedef struct node_edge {
     node_request requests[MAX_REQUESTS];
     int64_t homeless_us, deadline_us;
     uint32_t double_every; /* 0: the default */
+    bool gives_way;        /* a fallback goes on while nobody can be reached */
     bool refused;
     Cw__Pb__RefusalCode refusal;
     char why[CW_TEXT_MAX];

@@ -74,9 +74,22 @@ uint64_t sim_lost(const sim *s)
 {
     return s->lost;
 }
+size_t sim_own_bytes(const sim *s)
+{
+    size_t n = s->cap_heap * sizeof *s->heap;
+    for (int i = 0; i < s->n_procs; i++)
+        n += s->procs[i].cap_inbox * sizeof *s->procs[i].inbox +
+             (s->hole[i] ? SIM_MAX_PROCS * sizeof *s->hole[i] : 0);
+    return n;
+}
 int64_t sim_now(const sim *s)
 {
     return s->now;
+}
+
+int64_t sim_clock(const sim *s, int proc)
+{
+    return s->now - s->procs[proc].slept_us;
 }
 
 void sim_set_latency(sim *s, int64_t least_us, int64_t most_us)
@@ -158,6 +171,7 @@ void sim_free(sim *s)
     for (int i = 0; i < s->n_procs; i++) {
         cw_outbox_free(&s->procs[i].out);
         free(s->procs[i].inbox);
+        free(s->hole[i]);
     }
     free(s->heap);
     free(s);
@@ -197,7 +211,6 @@ void sim_start(sim *s, int proc, void *ctx, const char *address, cw_port port)
     }
     p->next_link = 1;
     p->out.wake_us = INT64_MAX;
-    p->wake_us = INT64_MAX;
     sim_trace(s, "%s starts (incarnation %u)", p->def.name, p->gen);
     sim_push(s, (item){.at = s->now, .kind = T_TICK, .proc = proc, .gen = p->gen});
 }
@@ -255,8 +268,12 @@ void sim_do_outbox(sim *s, int proc)
     }
     cw_outbox_clear(&p->out);
     if (p->out.wake_us != INT64_MAX) {
-        if (p->out.wake_us < p->tick_us)
-            sim_push(s, (item){.at = p->out.wake_us, .kind = T_TICK, .proc = proc, .gen = p->gen, .dir = 1});
+        if (p->out.wake_us + p->slept_us < p->tick_us)
+            sim_push(s, (item){.at = p->out.wake_us + p->slept_us,
+                               .kind = T_TICK,
+                               .proc = proc,
+                               .gen = p->gen,
+                               .dir = 1});
         p->out.wake_us = INT64_MAX;
     }
     if (p->die) sim_kill(s, proc);
@@ -274,7 +291,7 @@ void sim_give(sim *s, int proc, cw_event *ev)
 {
     process *p = &s->procs[proc];
     CW_ASSERT(p->up && !p->paused);
-    ev->now_us = s->now;
+    ev->now_us = sim_clock(s, proc);
     ev->wall_ms = sim_wall(s, proc);
     s->events++;
     p->def.event(p->ctx, ev, &p->out);
@@ -290,6 +307,8 @@ void sim_hole(sim *s, int from, int to, int64_t us)
     int64_t until = s->now + us;
     sim_trace(s, "hole from %s to %s for %.3f s", s->procs[from].def.name, s->procs[to].def.name,
               (double)us / 1e6);
+    if (!s->hole[from]) s->hole[from] = calloc(SIM_MAX_PROCS, sizeof(int64_t));
+    CW_ASSERT(s->hole[from]);
     if (until > s->hole[from][to]) s->hole[from][to] = until;
     if (us > SIM_HEARTBEATS_US)
         sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = from, .dir = to});
@@ -301,10 +320,43 @@ void sim_pause(sim *s, int proc, int64_t us)
     if (!p->up || p->paused) return;
     sim_trace(s, "%s is paused for %.3f s", p->def.name, (double)us / 1e6);
     p->paused = true;
+    p->clock_stops = false;
+    p->paused_since = s->now;
     p->paused_until = s->now + us;
     sim_push(s, (item){.at = p->paused_until, .kind = T_RESUME, .proc = proc, .gen = p->gen});
     if (us > SIM_HEARTBEATS_US)
         sim_push(s, (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = proc, .dir = -1});
+}
+
+void sim_sleep(sim *s, int proc, int64_t us, bool clock_stops)
+{
+    process *p = &s->procs[proc];
+    if (!p->up || p->paused) return;
+    sim_pause(s, proc, us);
+    p->clock_stops = clock_stops;
+}
+
+void sim_dark(sim *s, int proc, bool out, bool in, int64_t us)
+{
+    process *p = &s->procs[proc];
+    sim_trace(s, "dark%s%s %s for %.3f s", out ? " from" : "", in ? " to" : "", p->def.name,
+              (double)us / 1e6);
+    for (int dir = 0; dir < 2; dir++) {
+        if (!(dir ? in : out)) continue;
+        if (s->now + us > p->dark_until[dir]) p->dark_until[dir] = s->now + us;
+        if (us > SIM_HEARTBEATS_US)
+            sim_push(
+                s,
+                (item){.at = s->now + SIM_HEARTBEATS_US, .kind = T_DEADLINE, .proc = proc, .dir = -1 - dir});
+    }
+}
+
+void sim_unplug(sim *s, int proc, int64_t us)
+{
+    process *p = &s->procs[proc];
+    sim_trace(s, "%s is unplugged for %.3f s", p->def.name, (double)us / 1e6);
+    if (s->now + us > p->unplugged_until) p->unplugged_until = s->now + us;
+    wire_cut_all(s, proc);
 }
 
 void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us)
@@ -336,6 +388,7 @@ static void resume(sim *s, int proc)
     process *p = &s->procs[proc];
     sim_trace(s, "%s wakes with %zu old events", p->def.name, p->n_inbox);
     p->paused = false;
+    if (p->clock_stops) p->slept_us += s->now - p->paused_since;
     /* What a poll finds first after a stop is chance: the timer, or the sockets. */
     item tick = {.at = s->now, .kind = T_TICK, .proc = proc, .gen = p->gen};
     bool tick_first = sim_chance(s, 50);
@@ -347,6 +400,14 @@ static void resume(sim *s, int proc)
     }
     if (!tick_first) sim_push(s, tick);
     p->n_inbox = 0;
+}
+
+void sim_wake(sim *s, int proc)
+{
+    process *p = &s->procs[proc];
+    if (!p->up || !p->paused) return;
+    p->paused_until = s->now;
+    resume(s, proc);
 }
 
 /* ---- running
@@ -409,7 +470,9 @@ static void happen(sim *s, const item *it)
         finish(s, proc);
         break;
     case T_AT: it->at_fn(it->ctx, it->arg); break;
-    case T_RESUME: resume(s, proc); break;
+    case T_RESUME:
+        if (s->procs[proc].paused && s->procs[proc].paused_until <= s->now) resume(s, proc);
+        break;
     case T_DEADLINE:
         if (it->c)
             wire_deadline(s, it->c);

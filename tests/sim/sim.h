@@ -15,7 +15,7 @@
 #include "cw/gate.h"
 #include "cw/machine.h"
 
-enum { SIM_MAX_PROCS = 64 };
+enum { SIM_MAX_PROCS = 1100 };
 #define SIM_MS INT64_C(1000)
 #define SIM_S  INT64_C(1000000)
 enum { SIM_HEARTBEATS_US = 6000000, SIM_CONNECT_US = 2000000, SIM_QUEUE_MESSAGES = 256 };
@@ -30,6 +30,8 @@ void sim_set_latency(sim *s, int64_t least_us, int64_t most_us);
  * compared with another world's. */
 void sim_set_calm(sim *s);
 int64_t sim_now(const sim *s);
+/* This process's own clock, which its machine is told: behind sim_now by what it slept through. */
+int64_t sim_clock(const sim *s, int proc);
 int64_t sim_wall(const sim *s, int proc); /* this process's wall clock */
 uint64_t sim_random(sim *s);
 uint32_t sim_below(sim *s, uint32_t n); /* n > 0 */
@@ -72,6 +74,15 @@ void sim_cut(sim *s, int a, int b);
 /* Nothing from a reaches b for so long; longer ones replace shorter ones. */
 void sim_hole(sim *s, int from, int to, int64_t us);
 void sim_pause(sim *s, int proc, int64_t us);
+/* A pause of the whole computer. Its clock goes on meanwhile (CLOCK_BOOTTIME), or stands still. */
+void sim_sleep(sim *s, int proc, int64_t us, bool clock_stops);
+/* Ends a pause or sleep now. */
+void sim_wake(sim *s, int proc);
+/* What leaves (out) or would reach (in) `proc` does not arrive, for `us`: holes to everybody at once. */
+void sim_dark(sim *s, int proc, bool out, bool in, int64_t us);
+/* Its network is gone and it knows: all its connections are cut, and new ones fail at once, for `us`; 0: cut
+ * only. */
+void sim_unplug(sim *s, int proc, int64_t us);
 /* Everything that leaves `proc` takes `extra_us` longer and `us_per_kb` a KiB, for `us`. */
 void sim_slow(sim *s, int proc, int64_t extra_us, int64_t us_per_kb, int64_t us);
 void sim_jump_wall(sim *s, int proc, int64_t ms);
@@ -101,4 +112,6 @@ const char *sim_failure(const sim *s); /* NULL: none */
 void sim_trace(sim *s, const char *fmt, ...) CW_PRINTF(2, 3);
 /* The last lines of the trace. */
 void sim_print_trace(const sim *s);
+/* Of the simulator's own queues, which stay as large as they once were. */
+size_t sim_own_bytes(const sim *s);
 uint64_t sim_events(const sim *s), sim_messages(const sim *s), sim_lost(const sim *s);

@@ -3,7 +3,7 @@
 
 static int64_t host_ops_now(host *h)
 {
-    return sim_now(((sim_host *)h)->s);
+    return sim_clock(((sim_host *)h)->s, ((sim_host *)h)->proc);
 }
 
 static int64_t host_ops_wall(host *h)

@@ -58,7 +58,10 @@ typedef struct {
     void *ctx;
     bool up, paused, die;
     uint32_t gen;
-    int64_t paused_until, tick_us, wake_us, wall_offset_ms;
+    int64_t paused_since, paused_until, tick_us, wall_offset_ms;
+    int64_t slept_us;                       /* its clock is behind by that */
+    bool clock_stops;                       /* in this pause */
+    int64_t dark_until[2], unplugged_until; /* dark: out, in */
     char address[MAX_LISTEN][CW_ADDRESS_MAX];
     cw_port port[MAX_LISTEN];
     int n_listen;
@@ -80,7 +83,7 @@ struct sim {
     uint64_t order, events, messages, lost;
     process procs[SIM_MAX_PROCS];
     int n_procs;
-    int64_t hole[SIM_MAX_PROCS][SIM_MAX_PROCS]; /* until */
+    int64_t *hole[SIM_MAX_PROCS]; /* [from][to] until; rows are made when they are needed */
     conn *conns;
     uint32_t n_conns;
     char failure[400];
@@ -106,6 +109,7 @@ void wire_link_down(sim *s, conn *c, int end, const char *text);
 void wire_deadline(sim *s, conn *c);
 void wire_cut(sim *s, conn *c, bool at_once, const char *text);
 void wire_kill(sim *s, int proc);
+void wire_cut_all(sim *s, int proc);
 void wire_heartbeats_lost(sim *s, int from, int to);
 void wire_free(sim *s);
 /* An item that pointed to the connection is done with. */

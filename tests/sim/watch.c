@@ -8,16 +8,14 @@
 
 static sim_worker *worker_at(cluster *cl, int proc)
 {
-    for (int i = 0; i < cl->n_workers + SPARE_WORKERS; i++)
-        if (cl->w[i].h.proc == proc) return &cl->w[i];
-    return NULL;
+    int i = cl->worker_of[proc];
+    return i ? &cl->w[i - 1] : NULL;
 }
 
 static sim_edge *edge_at(cluster *cl, int proc)
 {
-    for (int i = 0; i < cl->n_edges; i++)
-        if (cl->e[i].h.proc == proc) return &cl->e[i];
-    return NULL;
+    int i = cl->edge_of[proc];
+    return i ? &cl->e[i - 1] : NULL;
 }
 
 /* ---- epochs ---- */
@@ -284,6 +282,17 @@ static void step(void *ctx, int proc)
 sim_watcher watch_all(cluster *cl)
 {
     return (sim_watcher){.ctx = cl, .step = step, .sent = sent, .arrives = arrives, .ends = ends};
+}
+
+void watch_forget_calls(cluster *cl)
+{
+    if (cl->calls.cap) memset(cl->calls.state, 0, cl->calls.cap);
+    cl->calls.n = 0;
+}
+
+size_t watch_own_bytes(const cluster *cl)
+{
+    return cl->calls.cap * (sizeof *cl->calls.keys + sizeof *cl->calls.state);
 }
 
 void watch_free(cluster *cl)

@@ -528,6 +528,7 @@ static void check_homeless(cw_edge *e, cw_outbox *out)
             char text[CW_TEXT_MAX];
             calls_why_homeless(e, p, text, sizeof text);
             edge_end_request(e, p->r, CW_STATUS_UNREACHABLE, text, out);
+            reach_lost(e, out);
             p = e->homeless.head; /* the list has changed */
         } else {
             p = p->next;

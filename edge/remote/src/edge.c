@@ -190,11 +190,22 @@ void edge_hello(cw_edge *e, Cw__Pb__Hello *h, Cw__Pb__Purpose purpose)
     if (purpose == CW__PB__PURPOSE__PURPOSE_DATA) h->ticket = (ProtobufCBinaryData){e->ticket_len, e->ticket};
 }
 
+/* The computer slept, and nobody could answer: what requests wait for gets that time once more. */
+static void after_sleep(cw_edge *e, int64_t us)
+{
+    for (cw_edge_request *r = e->requests; r; r = r->next) r->deadline_us += us;
+    for (piece *p = e->homeless.head; p; p = p->next) p->since_us += us;
+    for (size_t i = 0; i < e->n_homes; i++)
+        for (piece *p = e->homes[i]->sent.head; p; p = p->next) p->give_up_us += us;
+}
+
 void cw_edge_event(cw_edge *e, cw_event *ev, cw_outbox *out)
 {
-    e->now_us = ev->now_us;
+    int64_t pause_us = e->event_us ? ev->now_us - e->event_us : 0; /* ticks are more frequent */
+    e->now_us = e->event_us = ev->now_us;
     e->wall_ms = ev->wall_ms;
     if (e->stopped) return;
+    if (pause_us > CW_TIDE_SLEPT_US) after_sleep(e, pause_us);
     if (ev->kind == CW_EV_TICK) {
         control_tick(e, out);
         links_tick(e, out);

@@ -160,6 +160,7 @@ struct cw_edge {
     control co;
     uint64_t next_link, next_call;
     int64_t now_us, wall_ms, wall_offset_ms;
+    int64_t event_us; /* the last event; 0: none yet */
 
     bool has_cluster;
     cw_key sign_key;
@@ -178,6 +179,7 @@ struct cw_edge {
     bool wanted;
     bool asked; /* a request was made while it is wanted */
     cw_tide tide;
+    int64_t heard_us; /* the last word of any worker, also of one whose link has ended since */
 
     piece_list homeless;
     cw_edge_request *requests; /* open ones */
@@ -229,6 +231,7 @@ bool control_take_ticket(cw_edge *e, const void *data, size_t len);
 
 /* reach.c: the tide, from what the links are; and what its changes mean for requests */
 void reach_look(cw_edge *e, cw_outbox *out);
+void reach_lost(cw_edge *e, cw_outbox *out); /* a request waited for an expert in vain */
 
 /* homes.c */
 bool homes_take_epoch(cw_edge *e, const void *data, size_t len); /* true: it is newer and now ours */

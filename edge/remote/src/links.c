@@ -146,6 +146,7 @@ static void message(cw_edge *e, home *h, cw_event *ev, cw_outbox *out)
 {
     const Cw__Pb__Envelope *env = ev->msg->env;
     h->heard_us = e->now_us;
+    if (h->state == HOME_UP || env->body_case == CW__PB__ENVELOPE__BODY_WELCOME) e->heard_us = e->now_us;
     late_heard(e, h);
     switch ((int)env->body_case) {
     case CW__PB__ENVELOPE__BODY_WELCOME: welcome(e, h, ev->msg, out); break;

@@ -33,13 +33,11 @@ static bool heard_covered(const cw_edge *e)
 
 static cw_tide_view view(const cw_edge *e)
 {
-    cw_tide_view v = {.now_us = e->now_us, .wanted = e->wanted && e->asked, .waiting = e->requests != NULL};
-    for (size_t i = 0; i < e->n_homes; i++) {
-        const home *h = e->homes[i];
-        if (h->state != HOME_UP) continue;
-        v.connected = true;
-        if (h->heard_us > v.heard_us) v.heard_us = h->heard_us;
-    }
+    cw_tide_view v = {.now_us = e->now_us,
+                      .wanted = e->wanted && e->asked,
+                      .waiting = e->requests != NULL,
+                      .heard_us = e->heard_us};
+    for (size_t i = 0; i < e->n_homes && !v.connected; i++) v.connected = e->homes[i]->state == HOME_UP;
     if (!cw_tide_is_up(&e->tide)) v.covered = v.connected && heard_covered(e);
     return v;
 }
@@ -53,6 +51,14 @@ static void ask_around(cw_edge *e, cw_outbox *out)
     cw_outbox_wake(out, e->now_us + ASK_US);
 }
 
+/* Somebody else goes on while it is not up. */
+static void end_requests(cw_edge *e, cw_outbox *out)
+{
+    if (!e->c.gives_way || cw_tide_is_up(&e->tide)) return;
+    while (e->requests)
+        edge_end_request(e, e->requests, CW_STATUS_UNREACHABLE, "no worker can be reached", out);
+}
+
 void reach_look(cw_edge *e, cw_outbox *out)
 {
     cw_tide_view v = view(e);
@@ -61,7 +67,13 @@ void reach_look(cw_edge *e, cw_outbox *out)
     if (cw_tide_step(&e->tide, &v, &wake)) edge_say(e, "the mainland is %s", cw_tide_name(e->tide.state));
     if (wake != INT64_MAX) cw_outbox_wake(out, wake);
     if (e->tide.state != CW_TIDE_ONLINE) ask_around(e, out);
-    if (!e->c.gives_way || cw_tide_is_up(&e->tide)) return;
-    while (e->requests)
-        edge_end_request(e, e->requests, CW_STATUS_UNREACHABLE, "no worker can be reached", out);
+    end_requests(e, out);
+}
+
+void reach_lost(cw_edge *e, cw_outbox *out)
+{
+    if (!e->c.gives_way) return;
+    cw_tide_lose(&e->tide, e->now_us);
+    ask_around(e, out);
+    end_requests(e, out);
 }

@@ -48,14 +48,19 @@ static void look_at_time(cw_tide *t, const cw_tide_view *v)
     t->seen_us = v->now_us;
 }
 
-static void lose(cw_tide *t, const cw_tide_view *v)
+static void lose(cw_tide *t, int64_t now_us)
 {
     bool lasted =
-        t->n_offline == 0 || (t->state != CW_TIDE_RETURNING && v->now_us - t->since_us > CW_TIDE_LASTED_US);
+        t->n_offline == 0 || (t->state != CW_TIDE_RETURNING && now_us - t->since_us > CW_TIDE_LASTED_US);
     t->hold_us = lasted || !t->hold_us ? CW_TIDE_HOLD_US : 2 * t->hold_us;
     if (t->hold_us > CW_TIDE_HOLD_MOST_US) t->hold_us = CW_TIDE_HOLD_MOST_US;
     t->n_offline++;
-    become(t, CW_TIDE_OFFLINE, v->now_us);
+    become(t, CW_TIDE_OFFLINE, now_us);
+}
+
+void cw_tide_lose(cw_tide *t, int64_t now_us)
+{
+    if (cw_tide_is_up(t)) lose(t, now_us);
 }
 
 bool cw_tide_step(cw_tide *t, const cw_tide_view *v, int64_t *wake_us)
@@ -73,7 +78,7 @@ bool cw_tide_step(cw_tide *t, const cw_tide_view *v, int64_t *wake_us)
         /* The time of the last return counts in the suspicion too. */
         t->state = CW_TIDE_SUSPECT;
         if (late >= 0)
-            lose(t, v);
+            lose(t, v->now_us);
         else
             *wake_us = v->now_us - late;
         return true;
@@ -86,7 +91,7 @@ bool cw_tide_step(cw_tide *t, const cw_tide_view *v, int64_t *wake_us)
             *wake_us = v->now_us - late;
             return false;
         }
-        lose(t, v);
+        lose(t, v->now_us);
         return true;
     case CW_TIDE_OFFLINE:
         if (!v->covered) return false;
@@ -94,7 +99,7 @@ bool cw_tide_step(cw_tide *t, const cw_tide_view *v, int64_t *wake_us)
         return become(t, CW_TIDE_RETURNING, v->now_us);
     case CW_TIDE_RETURNING:
         if (!v->covered) {
-            lose(t, v);
+            lose(t, v->now_us);
             return true;
         }
         if (v->now_us - t->since_us < t->hold_us) {

@@ -562,6 +562,26 @@ static void a_call_nobody_answers_is_sent_again_and_the_deadline_holds(void **st
     er_free(x);
 }
 
+/* Nobody could answer while the computer slept: the wait goes on where it was. */
+static void a_sleep_takes_nothing_of_the_time_for_an_answer(void **state)
+{
+    (void)state;
+    edge_rig *x = er_boot(2, NULL);
+    er_submit(x, 1, 1, 0x01);
+    rig_tick(&x->r, 3600000000);
+    er_acts(x);
+    assert_int_equal(x->n_done, 0);
+    int waited = 0;
+    for (; waited < 1000 && !x->n_done; waited++) {
+        rig_tick(&x->r, 100000);
+        er_acts(x);
+        rig_clear(&x->r);
+    }
+    assert_int_equal(x->req.status, CW_STATUS_UNREACHABLE); /* the links were dead when it woke */
+    assert_in_range(waited, 95, 150);                       /* and experts are waited for as long as ever */
+    er_free(x);
+}
+
 static void who_is_out_of_the_epoch_gives_no_more_rows(void **state)
 {
     (void)state;
@@ -707,6 +727,7 @@ int main(void)
         cmocka_unit_test(late_and_repeated_answers_are_ignored),
         cmocka_unit_test(a_reply_of_the_wrong_shape_costs_the_link_and_not_the_answer),
         cmocka_unit_test(a_call_nobody_answers_is_sent_again_and_the_deadline_holds),
+        cmocka_unit_test(a_sleep_takes_nothing_of_the_time_for_an_answer),
         cmocka_unit_test(who_is_out_of_the_epoch_gives_no_more_rows),
         cmocka_unit_test(refusals_of_workers_are_kept_for_the_user),
         cmocka_unit_test(a_new_ticket_ends_the_wait_for_who_refused_the_old_one),

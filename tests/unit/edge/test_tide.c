@@ -151,6 +151,19 @@ static void a_part_of_the_experts_is_no_return(void **state)
     assert_int_equal(s.t.state, CW_TIDE_OFFLINE);
 }
 
+static void an_expert_that_was_waited_for_in_vain_is_a_loss_that_must_hold_again(void **state)
+{
+    (void)state;
+    sea s = begin();
+    run(&s, 1000000);
+    s.v.covered = false;
+    cw_tide_lose(&s.t, s.v.now_us);
+    run(&s, 5000000);
+    assert_int_equal(s.t.state, CW_TIDE_OFFLINE); /* though somebody is connected and speaks */
+    s.v.covered = true;
+    assert_in_range(until(&s, CW_TIDE_ONLINE), CW_TIDE_HOLD_US, CW_TIDE_HOLD_US + 200 * MS);
+}
+
 static void sleep_is_no_silence(void **state)
 {
     (void)state;
@@ -165,6 +178,15 @@ static void sleep_is_no_silence(void **state)
     run(&s, 300 * MS);
     assert_int_equal(s.t.state, CW_TIDE_ONLINE);
     assert_int_equal(s.t.n_offline, 0);
+    /* A nap that is longer than silence may be, and shorter than connections live. */
+    for (int i = 0; i < 20; i++) {
+        s.v.now_us += 1900 * MS;
+        s.speaks = false;
+        step(&s);
+        assert_int_equal(s.t.n_offline, 0);
+        s.speaks = true;
+        run(&s, 300 * MS);
+    }
     /* And what was lost before stays so until it has held after the sleep. */
     s.v.connected = s.v.covered = false;
     run(&s, 1000000);
@@ -234,6 +256,7 @@ int main(void)
         cmocka_unit_test(a_pause_in_the_words_makes_it_suspect_and_no_more),
         cmocka_unit_test(a_return_must_hold_and_longer_after_each_that_did_not),
         cmocka_unit_test(a_part_of_the_experts_is_no_return),
+        cmocka_unit_test(an_expert_that_was_waited_for_in_vain_is_a_loss_that_must_hold_again),
         cmocka_unit_test(sleep_is_no_silence),
         cmocka_unit_test(without_anybody_asking_there_is_nothing_to_lose),
         cmocka_unit_test(random_weather_breaks_no_rule),

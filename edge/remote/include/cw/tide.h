@@ -10,6 +10,8 @@
  * answers pings, and overload never does. A laptop that slept finds the clock far ahead: that says nothing of
  * the network, so every wait begins anew.
  *
+ * An expert that a request has waited for in vain is a loss too: others that speak cannot give it.
+ *
  * The waits: with all connections lost (reset, refused) CW_TIDE_CUT_US, long enough for a link that is made
  * anew at once; without a word on connections that look alive, CW_TIDE_SILENT_US. Each return that did not
  * last doubles the time the next one must hold before it is believed.
@@ -29,7 +31,7 @@ enum {
     CW_TIDE_HOLD_US = 300000,  /* a return must hold for that long; doubled by each that did not last */
     CW_TIDE_HOLD_MOST_US = 20000000,
     CW_TIDE_LASTED_US = 10000000, /* online for that long: the return has lasted */
-    CW_TIDE_SLEPT_US = 3000000,   /* between two steps: the machine slept */
+    CW_TIDE_SLEPT_US = 600000,    /* between two steps, of which there are ten a second: the machine slept */
 };
 
 /* What is seen now. */
@@ -55,6 +57,8 @@ typedef struct {
 
 /* A new state? *wake_us: the time of the next step that could change something; INT64_MAX: none by time. */
 bool cw_tide_step(cw_tide *t, const cw_tide_view *v, int64_t *wake_us);
+/* A request found nobody for an expert, for as long as it may: offline, unless it is already. */
+void cw_tide_lose(cw_tide *t, int64_t now_us);
 
 /* Requests to the mainland make sense. */
 static inline bool cw_tide_is_up(const cw_tide *t)
