@@ -77,6 +77,7 @@ static const char *worker_state_name(const cw_coordinator_worker *w)
     if (w->drained && !w->in_epoch) return "drained";
     if (w->drained) return "draining";
     if (!w->live) return "away";
+    if (w->aside) return "aside";
     return w->leaving ? "leaving" : w->ready ? "ready" : "loading";
 }
 

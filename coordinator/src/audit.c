@@ -27,7 +27,9 @@ enum {
     REPORT_BURST = 4,
     UNFOUNDED_MOST = 6, /* doublings of the gap */
     DODGES_MOST = 6,
-    DODGES_TOLD = 16,
+    DODGES_ASIDE = 8,           /* in a row, */
+    DODGING_US = 600 * 1000000, /* over so long */
+    ASIDE_US = 600 * 1000000,
     SHARE = 9, /* the reference rests nine times as long as it worked */
 };
 
@@ -233,13 +235,58 @@ static void finish(cw_coordinator *c, audit_round *r, bool found)
     r->state = AUDIT_NONE;
 }
 
-static void dodged(member *m)
+static bool is_somebody_aside(const cw_coordinator *c)
 {
-    if (m && is_live(m) && ++m->worker->n_dodged == DODGES_TOLD)
+    for (size_t i = 0; i < c->n_members; i++)
+        if (c->members[i]->worker && c->members[i]->worker->aside) return true;
+    return false;
+}
+
+/*
+ * Nothing is proven of a worker that gives nothing to compare, but nothing is known of its rows either. So it
+ * is set aside: others get its experts, and it gets no calls. It is still asked while it holds something, and
+ * taken back when it answers; after a while anyhow, on probation. One at a time, and only where the others
+ * have room, so that workers that are all too slow to answer do not go one after the other.
+ */
+static void dodged(cw_coordinator *c, member *m, int64_t now_us)
+{
+    if (!m || !is_live(m)) return;
+    worker_state *w = m->worker;
+    if (!w->n_dodged++) w->dodging_us = now_us;
+    if (w->n_dodged < DODGES_ASIDE || now_us - w->dodging_us < DODGING_US || is_departing(m)) return;
+    bool first = !w->dodging_told;
+    w->dodging_told = true;
+    bool aside = !is_somebody_aside(c) && can_do_without(c, m);
+    if (aside || first)
         CW_LOG_W(
             "coordinator",
-            "worker \"%s\" answers no audits: it is overloaded or older, or does not want to be compared",
-            m->row.name);
+            "worker \"%s\" has answered %u audits in a row with nothing: it is overloaded or older, or does "
+            "not want to be compared; %s",
+            m->row.name, w->n_dodged,
+            aside ? "it is set aside until it answers" : "the others cannot do without it");
+    if (!aside) return;
+    w->aside = true;
+    w->aside_until_us = now_us + ASIDE_US;
+    replan_now(c, now_us);
+}
+
+static void take_back(cw_coordinator *c, member *m, const char *why, int64_t now_us)
+{
+    if (!m->worker->aside) return;
+    m->worker->aside = false;
+    CW_LOG_I("coordinator", "worker \"%s\" takes part again: %s", m->row.name, why);
+    replan_now(c, now_us);
+}
+
+static void end_of_asides(cw_coordinator *c, int64_t now_us)
+{
+    for (size_t i = 0; i < c->n_members; i++) {
+        worker_state *w = c->members[i]->worker;
+        if (!w || !w->aside || now_us < w->aside_until_us) continue;
+        w->n_dodged = DODGES_ASIDE - 2;
+        take_back(c, c->members[i], "it was set aside for long enough, and has two more audits to answer",
+                  now_us);
+    }
 }
 
 /* All have answered, or the time is over: the reference is wanted, if anybody gave something to compare. */
@@ -252,7 +299,7 @@ static void close_asking(cw_coordinator *c, audit_round *r, int64_t now_us)
     }
     if (came < r->n && now_us < r->asked_us + PATIENCE_US) return;
     for (uint32_t i = 0; i < r->n; i++)
-        if (!r->who[i].n) dodged(worker_of(c, r->who[i].worker));
+        if (!r->who[i].n) dodged(c, worker_of(c, r->who[i].worker), now_us);
     if (useful)
         r->state = AUDIT_WAITS;
     else
@@ -263,6 +310,7 @@ void audit_step(cw_coordinator *c, int64_t now_us, cw_outbox *out)
 {
     for (size_t i = 0; i < AUDIT_ROUNDS; i++)
         if (c->audits[i].state == AUDIT_ASKED) close_asking(c, &c->audits[i], now_us);
+    end_of_asides(c, now_us);
     if (c->settle_until) return;
     ask_reported(c, now_us, out);
     ask_at_ease(c, now_us, out);
@@ -347,6 +395,8 @@ void cw_coordinator_audited(cw_coordinator *c, uint64_t id, const uint64_t *hash
         count_add(COUNT_AUDITS, 1);
         m->worker->n_audits++;
         m->worker->n_dodged = 0;
+        m->worker->dodging_told = false;
+        if (!wrong) take_back(c, m, "it answered an audit", now_us);
         if (!wrong) continue;
         count_add(COUNT_AUDITS_WRONG, 1);
         found = true;

@@ -47,6 +47,10 @@ typedef struct {
     int64_t audited_us; /* asked last */
     uint64_t n_audits;  /* answers that were compared */
     uint32_t n_dodged;  /* rounds since then to which it gave nothing to compare */
+    int64_t dodging_us; /* the first of these */
+    bool dodging_told;  /* the log was */
+    bool aside;         /* too many of them: it gets nothing to do until it answers one, or */
+    int64_t aside_until_us;
     /* limits.c */
     int64_t holdings_at;      /* of the bucket for Holdings */
     cw_msg *late;             /* the newest Holdings that came too fast; its turn comes with a tick */
@@ -176,7 +180,7 @@ static inline bool is_counted(const member *m)
 /* A worker that shall hold nothing: the placement leaves it out, what it holds stays until others have it. */
 static inline bool is_departing(const member *m)
 {
-    return m->worker && (m->row.drained || m->worker->leave);
+    return m->worker && (m->row.drained || m->worker->leave || m->worker->aside);
 }
 
 /* ---- registry.c */
@@ -277,6 +281,8 @@ void on_audit_result(cw_coordinator *c, member *m, const Cw__Pb__AuditResult *x)
 void depart_step(cw_coordinator *c, int64_t now_us, cw_outbox *out);
 /* A worker that was told to stop waits until others have its experts. */
 bool somebody_waits_to_leave(const cw_coordinator *c);
+/* Whether the others have room for everything, and there are others. */
+bool can_do_without(const cw_coordinator *c, const member *m);
 void on_leave(cw_coordinator *c, member *m, const char *text, int64_t now_us);
 
 /* ---- loads.c */

@@ -1,8 +1,8 @@
 /*
- * Workers that are to go: drained by the operator, or told to stop and leaving by themselves. The placement
- * gives them nothing; their experts get other homes the usual way, make before break (mover.c); this file
- * asks whether the others have room, watches how far it is, and lets a leaving worker go when nothing needs
- * it any more.
+ * Workers that are to go: drained by the operator, told to stop and leaving by themselves, or set aside
+ * because they answer no audits. The placement gives them nothing; their experts get other homes the usual
+ * way, make before break (mover.c); this file asks whether the others have room, watches how far it is, and
+ * lets a leaving worker go when nothing needs it any more.
  */
 #include <stdio.h>
 #include <string.h>
@@ -41,6 +41,13 @@ static bool missing_without(const cw_coordinator *c, const member *m, uint64_t *
     *bytes = res.missing_bytes > c->missing_bytes ? res.missing_bytes - c->missing_bytes : 0;
     *n = res.n_unplaced > c->n_unplaced ? res.n_unplaced - c->n_unplaced : 0;
     return ok;
+}
+
+bool can_do_without(const cw_coordinator *c, const member *m)
+{
+    uint64_t bytes;
+    uint32_t n;
+    return missing_without(c, m, &bytes, &n) && !bytes && !n;
 }
 
 static cw_status check_drain(const cw_coordinator *c, const member *m, cw_err *err)

@@ -70,6 +70,7 @@ bool cw_coordinator_get_worker(const cw_coordinator *c, size_t index, cw_coordin
                                        .in_epoch = w->is_published,
                                        .drained = m->row.drained,
                                        .leaving = w->leave,
+                                       .aside = w->aside,
                                        .fenced = m->row.fenced,
                                        .n_needed = w->n_needed,
                                        .needed_bytes = w->needed_bytes,

@@ -1,5 +1,6 @@
 """What chaos.py breaks and who watches: clients that stay and ask, and a cluster of workers with what can befall them."""
 import json
+import os
 import pathlib
 import queue
 import random
@@ -115,6 +116,12 @@ class Bed:
         extra = ["--memory", self.memory] if self.memory else []
         self.workers[name] = self.cluster.start_worker(name, "--metrics", f"127.0.0.1:{self.metrics[name]}", *extra, join=self.worker_join)
         self.cluster.net(f"{name} delay both {self.delay}")
+
+    def last_in_line(self, name):
+        """Every thread of that worker runs when nobody else wants to."""
+        pid = self.workers[name].popen.pid
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), 19)
 
     def model_bytes(self):
         """What all experts take in a worker's memory."""

@@ -188,7 +188,7 @@ bool cw_coordinator_is_worker(const cw_coordinator *c, const cw_key *key);
 typedef struct {
     uint64_t term, number;                               /* of the newest epoch; number 0: none yet */
     uint32_t n_workers, n_live_workers, n_ready_workers; /* known; connected; hold all they were asked to */
-    uint32_t n_fenced, n_leaving;  /* kept out for wrong rows; drained or told to stop */
+    uint32_t n_fenced, n_leaving;  /* kept out for wrong rows; drained, set aside or told to stop */
     uint32_t n_edges;              /* connected */
     uint32_t n_experts, n_covered; /* of the whole model; with at least one home in the newest epoch */
     uint32_t min_homes;            /* of the expert with fewest homes in it */
@@ -206,6 +206,7 @@ typedef struct {
     bool live, ready, local_model;
     bool in_epoch; /* the newest one names it */
     bool drained, leaving, fenced;
+    bool aside; /* it answers no audits: it is given nothing to do for a while */
     uint32_t n_needed; /* of one that is to go: experts that others have not taken over yet */
     uint64_t needed_bytes;
     char note[160]; /* why it is fenced */

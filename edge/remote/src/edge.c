@@ -211,6 +211,7 @@ void cw_edge_event(cw_edge *e, cw_event *ev, cw_outbox *out)
         links_tick(e, out);
         calls_tick(e, out);
         reach_look(e, out);
+        homes_tick(e);
     } else if (ev->link == e->co.link) {
         control_event(e, ev, out);
     } else {

@@ -20,6 +20,7 @@ enum {
     PIECE_US = 2000,                  /* of a worker's time for one message of a prefill */
     DOUBT_US = 60000000,              /* all messages to a worker are compared for so long after a mismatch */
     BARRED_US = 600000000,            /* a worker whose rows were proven wrong is not asked for so long */
+    GONE_US = 600000000,              /* a worker that is in no epoch is forgotten after that */
     GHOSTS = 32,                      /* replies of one worker that are compared though nobody waits */
     REPORTS = 16,                     /* mismatches kept for a coordinator that is away */
     LATE_CLASSES = 8,                 /* of work sizes, see late.c */
@@ -98,6 +99,7 @@ struct home {
     float speed;
     uint32_t index; /* in homes */
     bool in_epoch, was_in_epoch, stopping;
+    int64_t gone_us;     /* since when it is in no epoch; INT64_MAX: it is */
     bool ticket_refused; /* waits, and a ticket other than the one it was shown ends the wait */
     uint8_t *sets;       /* [n_layers, set_bytes] bits */
 
@@ -235,6 +237,7 @@ void reach_lost(cw_edge *e, cw_outbox *out); /* a request waited for an expert i
 
 /* homes.c */
 bool homes_take_epoch(cw_edge *e, const void *data, size_t len); /* true: it is newer and now ours */
+void homes_tick(cw_edge *e);                                     /* who has gone for good */
 void homes_forget(cw_edge *e);                                   /* another cluster */
 bool home_holds(const cw_edge *e, const home *h, uint32_t layer, uint32_t expert);
 void home_lacks(cw_edge *e, home *h, uint32_t layer, uint32_t expert);

@@ -63,6 +63,7 @@ static void take_worker(cw_edge *e, const Cw__Pb__EpochWorker *w)
     h->id = w->id;
     h->speed = w->speed;
     h->in_epoch = true;
+    h->gone_us = INT64_MAX;
     snprintf(h->name, sizeof h->name, "%s", w->name);
     if (strcmp(h->address, w->address)) {
         snprintf(h->address, sizeof h->address, "%s", w->address);
@@ -75,6 +76,36 @@ static void take_worker(cw_edge *e, const Cw__Pb__EpochWorker *w)
         size_t n = s->experts.len < e->set_bytes ? s->experts.len : e->set_bytes;
         if (n) memcpy(h->sets + (size_t)s->layer * e->set_bytes, s->experts.data, n);
     }
+}
+
+/* Not by those who take part in anything: their index is a name that rows, ghosts and disputes know them by.
+ */
+static bool may_forget(const cw_edge *e)
+{
+    bool ghosts = false;
+    for (size_t i = 0; i < e->n_homes; i++) ghosts = ghosts || e->homes[i]->ghosts;
+    return !ghosts && !e->requests && !e->disputes && !e->homeless.head;
+}
+
+void homes_tick(cw_edge *e)
+{
+    size_t kept = 0;
+    bool any = false;
+    for (size_t i = 0; i < e->n_homes; i++) any = any || e->now_us - e->homes[i]->gone_us >= GONE_US;
+    if (!any || !may_forget(e)) return;
+    for (size_t i = 0; i < e->n_homes; i++) {
+        home *h = e->homes[i];
+        bool gone = !h->in_epoch && h->state == HOME_CLOSED && !h->link && !h->queued.head && !h->sent.head &&
+                    !home_barred(e, h) && e->now_us - h->gone_us >= GONE_US;
+        if (gone) {
+            cw_free(h->sets);
+            cw_free(h);
+        } else {
+            h->index = (uint32_t)kept;
+            e->homes[kept++] = h;
+        }
+    }
+    e->n_homes = kept;
 }
 
 /* A verdict: where one who was in doubt is gone, the others are cleared. */
@@ -105,6 +136,8 @@ bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
         for (size_t i = 0; i < e->n_homes; i++)
             e->homes[i]->was_in_epoch = e->homes[i]->in_epoch, e->homes[i]->in_epoch = false;
         for (size_t i = 0; i < b->n_workers; i++) take_worker(e, b->workers[i]);
+        for (size_t i = 0; i < e->n_homes; i++)
+            if (!e->homes[i]->in_epoch && e->homes[i]->gone_us == INT64_MAX) e->homes[i]->gone_us = e->now_us;
         clear_doubt(e);
         edge_act(e, CW_EDGE_SAVE);
     }
@@ -114,7 +147,10 @@ bool homes_take_epoch(cw_edge *e, const void *data, size_t len)
 
 void homes_forget(cw_edge *e)
 {
-    for (size_t i = 0; i < e->n_homes; i++) e->homes[i]->in_epoch = false;
+    for (size_t i = 0; i < e->n_homes; i++) {
+        if (e->homes[i]->in_epoch) e->homes[i]->gone_us = e->now_us;
+        e->homes[i]->in_epoch = false;
+    }
     e->epoch_term = e->epoch_number = 0;
     e->epoch_len = 0;
     e->ticket_len = 0;

@@ -427,6 +427,64 @@ static void who_does_not_answer_audits_keeps_nobody_else_from_being_asked(void *
     rig_close(&c.r);
 }
 
+/* Worker `silent` says nothing to audits; the others do. */
+static void silence_for(cluster *c, int n, int silent, int64_t ms)
+{
+    for (int64_t t = 0; t < ms; t += 500) {
+        rig_run(&c->r, c->all, (size_t)n, 500);
+        for (int i = 0; i < n; i++)
+            if (i != silent) answer_audits(c, i, 0);
+        compute_references(c, false);
+        cw_outbox_clear(&c->r.out);
+    }
+}
+
+static void who_never_answers_audits_is_set_aside_where_others_have_room_and_may_try_again(void **state)
+{
+    (void)state;
+    cluster c;
+    cluster_open(&c);
+    for (int i = 0; i < 3; i++) join(&c, i, RIG_MODEL_BYTES);
+    rig_run(&c.r, c.all, 3, 2000);
+    silence_for(&c, 3, 1, 600000);
+    assert_true(rig_in_epoch(&c.r, &c.w[1].key) > 0); /* not for a few that it missed */
+    silence_for(&c, 3, 1, 400000);
+    assert_true(worker(&c, 1).aside);
+    assert_int_equal(rig_in_epoch(&c.r, &c.w[1].key), -1);
+    assert_int_equal(status(&c).min_homes, 2);
+    assert_int_equal(status(&c).n_fenced, 0);
+    for (int i = 0; i < 3; i += 2) assert_true(worker(&c, i).n_audits > 50);
+    /* Now it would answer. */
+    silence_for(&c, 3, -1, 620000);
+    assert_false(worker(&c, 1).aside);
+    assert_true(rig_in_epoch(&c.r, &c.w[1].key) > 0);
+    silence_for(&c, 3, -1, 600000);
+    assert_true(worker(&c, 1).n_audits > 0 && !worker(&c, 1).aside);
+    rig_close(&c.r);
+}
+
+static void two_silent_workers_do_not_go_both_nor_one_that_is_needed(void **state)
+{
+    (void)state;
+    cluster c;
+    cluster_open(&c);
+    for (int i = 0; i < 2; i++) join(&c, i, RIG_MODEL_BYTES * 60 / 100);
+    rig_run(&c.r, c.all, 2, 2000);
+    silence_for(&c, 2, 1, 1200000);
+    assert_false(worker(&c, 1).aside);
+    join(&c, 2, RIG_MODEL_BYTES);
+    join(&c, 3, RIG_MODEL_BYTES);
+    for (int64_t t = 0; t < 2000000; t += 500) {
+        rig_run(&c.r, c.all, 4, 500);
+        answer_audits(&c, 0, 0);
+        compute_references(&c, false);
+        cw_outbox_clear(&c.r.out);
+        assert_true(worker(&c, 1).aside + worker(&c, 2).aside + worker(&c, 3).aside <= 1);
+    }
+    assert_int_equal(status(&c).n_covered, status(&c).n_experts);
+    rig_close(&c.r);
+}
+
 static void a_reference_alone_against_all_fences_nobody(void **state)
 {
     (void)state;
@@ -613,6 +671,8 @@ int main(void)
         cmocka_unit_test(edges_nobody_has_seen_are_forgotten_where_there_are_many),
         cmocka_unit_test(a_liar_is_fenced_in_the_background_and_stays_out),
         cmocka_unit_test(who_does_not_answer_audits_keeps_nobody_else_from_being_asked),
+        cmocka_unit_test(who_never_answers_audits_is_set_aside_where_others_have_room_and_may_try_again),
+        cmocka_unit_test(two_silent_workers_do_not_go_both_nor_one_that_is_needed),
         cmocka_unit_test(a_reference_alone_against_all_fences_nobody),
         cmocka_unit_test(a_report_finds_who_errs_rarely_and_a_false_one_harms_only_its_edge),
         cmocka_unit_test(a_liar_named_twice_is_asked_once),

@@ -700,6 +700,36 @@ static void a_ticket_that_ran_out_is_shown_while_the_coordinator_is_away(void **
 }
 
 /* Two links on short tickets are made anew one after the other. */
+static void workers_that_have_gone_for_good_are_forgotten(void **state)
+{
+    (void)state;
+    cw_edge_worker_facts f;
+    edge_rig *x = boot(3, 0);
+    learn(x, 200, 5);
+    cw_key last = x->worker[2];
+    x->n_workers = 1; /* w1 and w2 leave; later w2 takes part again, under another place in the list */
+    er_epoch_news(x, 1, 2);
+    learn(x, 200, 5);
+    pass(x, 599 * S + 980 * MS, 1);
+    er_submit(x, 1, 1, 0xff); /* not under a request's feet */
+    er_workers_up(x);
+    rig_tick(&x->r, 20 * MS);
+    assert_true(cw_edge_get_worker(x->e, 2, &f));
+    er_answer_all(x);
+    er_check_rows(x);
+    pass(x, S, 1);
+    assert_true(cw_edge_get_worker(x->e, 0, &f));
+    assert_false(cw_edge_get_worker(x->e, 1, &f));
+    x->worker[1] = last;
+    x->n_workers = 2;
+    er_epoch_news(x, 1, 3);
+    cw_edge_want(x->e, x->r.now_us, &x->r.out);
+    er_workers_up(x);
+    learn(x, 200, 20);
+    assert_true(worker(x, 1).calls > 0);
+    er_free(x);
+}
+
 static void links_are_renewed_one_at_a_time(void **state)
 {
     (void)state;
@@ -761,6 +791,7 @@ int main(void)
         cmocka_unit_test(waiting_for_lost_experts_is_told_and_ends_with_the_new_epoch),
         cmocka_unit_test(calls_name_their_stream_and_the_coordinator_is_told_the_counts),
         cmocka_unit_test(a_ticket_that_ran_out_is_shown_while_the_coordinator_is_away),
+        cmocka_unit_test(workers_that_have_gone_for_good_are_forgotten),
         cmocka_unit_test(links_are_renewed_one_at_a_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -197,5 +197,5 @@ typedef struct {
     uint64_t service_sum_us;                   /* of all answered calls */
     char why[160];                             /* not up: the last reason */
 } cw_edge_worker_facts;
-/* The i-th worker of the epoch or of the past with answered calls; false beyond the last. */
+/* The i-th worker of the epoch or of the last minutes; false beyond the last. */
 CW_MUST_USE bool cw_edge_get_worker(const cw_edge *e, uint32_t i, cw_edge_worker_facts *out);
