@@ -16,7 +16,8 @@ enum {
     BUSY_FREE_US = 1000000,    /* one retry in so long needs no token */
     BUDGET_LEAST_US = 1000000, /* of a call, however fast the worker is */
     BUDGET_SERVICES = 32,      /* a call is given so many times what is late for it */
-    SMALL_BYTES = 8192,        /* whose time is the delay of a link of which nothing else is known */
+    SMALL_BYTES = 3072,        /* whose time is the delay of a link of which nothing else is known */
+    LITTLE_BYTES = 4096,       /* that a thin link needs some time for */
     FLIGHT_US = 1000000,       /* what a link carries in that time may be under way on it */
 };
 
@@ -267,10 +268,14 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
     double rows_us = (double)v->service_us - (double)p->cost * h->us_per_byte;
     if (!small && rows_us > 0) link_learn(&h->us_per_entry, rows_us / p->n);
     /* All that was on the link when the call left had to pass before its reply could come; a link that is
-     * done in 2 ms is not what limits anything. */
+     * done in 2 ms is not what limits anything. Few bytes tell of a link only where it is thin: there they
+     * took clearly longer than scheduling would make them, and the next that do not take it back. */
     double carry_us = (double)delay - h->delay_us;
-    double rate = (double)p->ahead_bytes * 1e6 / (carry_us > 2000 ? carry_us : 2000);
-    if (p->ahead_bytes >= 16384 && (h->bytes_per_s > 0 ? !slept : carry_us > 2000))
+    bool many = p->ahead_bytes >= 16384;
+    double least_us = many ? 2000 : 300;
+    double rate = (double)p->ahead_bytes * 1e6 / (carry_us > least_us ? carry_us : least_us);
+    if (many ? (h->bytes_per_s > 0 ? !slept : carry_us > 2000)
+             : p->ahead_bytes >= LITTLE_BYTES && !slept && (h->bytes_per_s > 0 || carry_us > 4000))
         h->bytes_per_s = rate > h->bytes_per_s ? rate : 0.9 * h->bytes_per_s + 0.1 * rate;
 }
 
