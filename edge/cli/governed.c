@@ -9,13 +9,11 @@
 enum {
     GUESSED_RTT_US = 500,  /* nothing was measured yet */
     GUESSED_CALL_US = 120, /* of a call beside all else */
-    STAY = 8,              /* rounds with one guesser before the other may be tried */
     OTHER_US = 1500,       /* by which the round trip of another link differs */
 };
 static const double memory_bytes_us = 8e3; /* a core reads 8 GB/s: for shapes, not for figures */
-static const double guessed_acceptance[CLI_N_GUESSERS] = {0.75, 0.85};
+static const double guessed_acceptance[CW_N_GUESSERS] = {0.75, 0.85};
 static const double head_part = 0.3; /* of a head's weights, that one row reads: few of its experts */
-static const double worth_it = 1.04; /* by which the other guesser must promise more */
 
 cw_plan_model cli_plan_model(const cw_model_config *c, const cw_expert_shape *shapes)
 {
@@ -47,16 +45,14 @@ bool cli_plan_link(cw_mainland *land, cw_plan *p)
 }
 
 /* What is known of a guesser before it guessed. */
-static void plan_guesser(cli_governed *v, cli_guesser by, const cw_plan *common, double guess_us, int max,
-                         bool may_rest)
+static void add_guesser(cli_governed *v, cw_guesser who, const cw_plan *common, double guess_us, int max,
+                        bool may_rest)
 {
-    cw_plan *p = &v->plan[by];
-    *p = *common;
-    p->machine.fallback_us = guess_us;
-    p->machine.acceptance = guessed_acceptance[by];
-    p->machine.draft_waits = by == CLI_BY_HEAD;
-    v->can[by] = true;
-    cw_governor_init(&v->g[by], p, max, may_rest);
+    cw_plan p = *common;
+    p.machine.fallback_us = guess_us;
+    p.machine.acceptance = guessed_acceptance[who];
+    p.machine.draft_waits = who == CW_BY_HEAD;
+    cw_guessers_add(&v->who, who, &p, max, may_rest);
 }
 
 void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback, const cw_drafter *head,
@@ -73,84 +69,54 @@ void cli_governed_begin(cli_governed *v, cw_speaker *main, cw_speaker *fallback,
     double edge = (double)cw_engine_weight_bytes(cw_speaker_engine(main)) / memory_bytes_us;
     p.machine = (cw_plan_machine){.edge_us = edge, .edge_row_us = edge / 4, .can_draft = true};
     (void)cli_plan_link(land, &p);
+    cw_guessers_init(&v->who);
     if (fallback)
-        plan_guesser(v, CLI_BY_FALLBACK, &p,
-                     (double)cw_engine_weight_bytes(cw_speaker_engine(fallback)) / memory_bytes_us + 50, max,
-                     may_rest);
+        add_guesser(v, CW_BY_FALLBACK, &p,
+                    (double)cw_engine_weight_bytes(cw_speaker_engine(fallback)) / memory_bytes_us + 50, max,
+                    may_rest);
     if (head)
-        plan_guesser(v, CLI_BY_HEAD, &p,
-                     head_part * (double)cw_mtp_drafter_bytes(head) / memory_bytes_us + 50,
-                     max < head->max ? max : head->max, may_rest);
-    v->now = fallback ? CLI_BY_FALLBACK : CLI_BY_HEAD;
-    v->stay = STAY;
+        add_guesser(v, CW_BY_HEAD, &p, head_part * (double)cw_mtp_drafter_bytes(head) / memory_bytes_us + 50,
+                    max < head->max ? max : head->max, may_rest);
     v->on = true;
 }
 
 const cw_governor *cli_governed_governor(const cli_governed *v)
 {
-    return v->on ? &v->g[v->now] : NULL;
+    return v->on ? cw_guessers_governor(&v->who) : NULL;
 }
 
 void cli_governed_look(cli_governed *v, cw_mainland *land)
 {
     v->n_rounds[0] = v->n_rounds[1] = v->n_by_head = 0;
-    if (!v->on || v->g[v->now].n_rounds == 0) return;
-    cw_plan now = v->plan[v->now];
+    if (!v->on || cw_guessers_governor(&v->who)->n_rounds == 0) return;
+    const cw_plan *before = &v->who.plan[v->who.now];
+    cw_plan now = *before;
     if (!cli_plan_link(land, &now)) return;
-    const cw_plan *before = &v->plan[v->now];
     double rtt = now.link.rtt_us / before->link.rtt_us, more = fabs(now.link.rtt_us - before->link.rtt_us);
     /* A fraction of a millisecond is the machine's mood, and found by the rounds themselves. */
     bool other = more > OTHER_US && (rtt > 1.3 || rtt < 1 / 1.3);
     if (!other && now.workers.n == before->workers.n) return;
-    for (int by = 0; by < CLI_N_GUESSERS; by++) {
-        if (!v->can[by]) continue;
-        v->plan[by].link = now.link;
-        v->plan[by].workers = now.workers;
-        cw_governor_plan(&v->g[by], &v->plan[by]);
-    }
-}
-
-/* The other guesser's turn, when it promises more: half as much again as is expected of one that was never
- * tried, and ever more of one that was not tried for long. */
-static void choose_guesser(cli_governed *v)
-{
-    cli_guesser other = v->now == CLI_BY_HEAD ? CLI_BY_FALLBACK : CLI_BY_HEAD;
-    if (!v->can[other] || v->stay > 0) return;
-    double hope = 1 + 0.5 / (1 + v->known[other]);
-    if (hope * cw_governor_rate(&v->g[other]) < worth_it * cw_governor_rate(&v->g[v->now])) return;
-    v->now = other;
-    v->stay = STAY;
-    cw_governor_begin_anew(&v->g[other]);
+    cw_guessers_link(&v->who, &now.link, &now.workers);
 }
 
 int cli_governed_length(void *ctx)
 {
     cli_governed *v = ctx;
-    choose_guesser(v);
     v->asked_us = cw_now_us();
-    return cw_governor_length(&v->g[v->now]);
+    return cw_guessers_length(&v->who);
 }
 
 bool cli_governed_by_head(void *ctx)
 {
-    return ((const cli_governed *)ctx)->now == CLI_BY_HEAD;
+    return ((const cli_governed *)ctx)->who.now == CW_BY_HEAD;
 }
 
 void cli_governed_tell(void *ctx, int n_drafted, int n_accepted, int64_t pass_us)
 {
-    enum { FORGET = 100 };
     cli_governed *v = ctx;
     int64_t us =
         cw_now_us() - v->asked_us; /* from asking how many guesses: the wait for them, and the pass */
     v->n_rounds[n_drafted > 0]++;
-    if (n_drafted > 0) {
-        v->n_by_head += v->now == CLI_BY_HEAD;
-        v->known[v->now]++;
-    }
-    cw_governor_tell(&v->g[v->now], n_drafted, n_accepted, us - pass_us, pass_us);
-    cli_guesser other = v->now == CLI_BY_HEAD ? CLI_BY_FALLBACK : CLI_BY_HEAD;
-    if (!v->can[other]) return;
-    cw_governor_learn_passes(&v->g[other], &v->g[v->now]);
-    v->known[other] *= 1 - 1.0 / FORGET;
-    v->stay -= v->stay > 0;
+    v->n_by_head += n_drafted > 0 && v->who.now == CW_BY_HEAD;
+    cw_guessers_tell(&v->who, n_drafted, n_accepted, us - pass_us, pass_us);
 }

@@ -3,23 +3,14 @@
  * is known of model, machine and link when an answer begins. The answering thread alone.
  */
 #pragma once
-#include "cw/governor.h"
+#include "cw/guessers.h"
 #include "cw/mainland.h"
 #include "cw/mtp_drafter.h"
 #include "cw/talk.h"
 
-/* Who guesses. Each has a governor of its own, for acceptance and the time of a guess are its own; what
- * passes cost they learn together. */
-typedef enum { CLI_BY_FALLBACK, CLI_BY_HEAD, CLI_N_GUESSERS } cli_guesser;
-
 typedef struct {
     bool on;
-    bool can[CLI_N_GUESSERS];
-    cw_governor g[CLI_N_GUESSERS];
-    cli_guesser now;
-    int stay;                     /* rounds before the other may be chosen */
-    double known[CLI_N_GUESSERS]; /* rounds it guessed for, fading */
-    cw_plan plan[CLI_N_GUESSERS];
+    cw_guessers who;
     int64_t asked_us;
     uint64_t n_rounds[2]; /* without and with guesses, of this answer */
     uint64_t n_by_head;   /* of these */
