@@ -1,4 +1,5 @@
-/* Starting inputs for fuzz_model: one small model of each kind. */
+/* Starting inputs for fuzz_model: one model of each kind, so small that the fuzzer's bytes are mostly
+ * metadata. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,23 +16,13 @@ static void save(model_spec s, const char *dir, const char *name)
     free(bytes);
 }
 
-/* As small as a model can be, so that the fuzzer's bytes are mostly metadata. */
-static model_spec tiny_v3(void)
-{
-    model_spec s = model_spec_v3();
-    s.vocab = s.d = s.ff = s.d_expert = s.nope = s.v = 32;
-    s.layers = s.heads = 2;
-    s.experts = 4;
-    return s;
-}
-
 int main(int argc, char **argv)
 {
     if (argc != 2) {
         fprintf(stderr, "usage: seeds_model DIRECTORY\n");
         return 2;
     }
-    model_spec s = tiny_v3();
+    model_spec s = model_spec_tiny();
     save(s, argv[1], "v3");
     s.split_kv = true;
     s.nextn = 1;
@@ -41,11 +32,19 @@ int main(int argc, char **argv)
     s.keys[3] = (model_key){"expert_group_used_count", SET_U32, 1, NULL};
     s.keys[4] = (model_key){"expert_gating_func", SET_U32, 2, NULL};
     save(s, argv[1], "v3-split");
-    s = tiny_v3();
+    s = model_spec_tiny();
     s.type = CW_TYPE_Q8_0;
     s.gate_type = CW_TYPE_F16;
     s.shared = s.q_lora = 0;
     save(s, argv[1], "v2-mixed");
+    s = model_spec_tiny();
+    s.nextn = 1;
+    save(s, argv[1], "v3-head");
+    s.only_nextn = true;
+    save(s, argv[1], "companion");
+    s.dense_nextn = true;
+    s.type = CW_TYPE_Q8_0;
+    save(s, argv[1], "companion-dense");
     s = model_spec_llama();
     s.rope_divisors = true;
     s.ff = s.vocab = 32;

@@ -29,6 +29,15 @@ model_spec model_spec_v3(void)
                         .seed = 1};
 }
 
+model_spec model_spec_tiny(void)
+{
+    model_spec s = model_spec_v3();
+    s.vocab = s.d = s.ff = s.d_expert = s.nope = s.v = 32;
+    s.layers = s.heads = 2;
+    s.experts = 4;
+    return s;
+}
+
 model_spec model_spec_llama(void)
 {
     return (model_spec){.arch = "llama",

@@ -28,6 +28,8 @@ typedef struct {
     uint64_t seed;
 } model_spec;
 
+/* As small as a V3-like model can be, for fuzzing. */
+model_spec model_spec_tiny(void);
 /* A V3-like model with everything, a Llama and a Qwen 2, all in f32. */
 model_spec model_spec_v3(void);
 model_spec model_spec_llama(void);
