@@ -45,6 +45,12 @@ MUTANTS = {
     "flush-to-zero-in-one-thread": ("one pool thread flushes subnormals to zero", {
         "common/par/src/pool.c": [("    cw_fp_setup();\n    while (", "    cw_fp_setup();\n    if (m->index == 1) __builtin_ia32_ldmxcsr(0x9fc0);\n    while (")],
     }, "test_pool|test_matmul|golden_model_bits"),
+    "head-ignores-rewinds": ("a prediction head's cache keeps rows that its session took back", {
+        "common/model/src/mtp_line.c": [("    give_up(l, n_past > 0 && has_hidden(l, n_past - 1) ? n_past - 1 : n_past);\n", "")],
+    }, "test_model_mtp"),
+    "head-keeps-another-token": ("a prediction head's row stays that of a token which did not follow", {
+        "common/model/src/mtp_line.c": [("l->own->tokens[l->own->n_past - 1] != tokens[ready(l)])", "l->own->n_past < 0)")],
+    }, "test_model_mtp"),
     "turns-without-weights": ("a worker takes no account of what an edge's calls cost it", {
         "worker/src/turns.c": [("s->row_call[i]->peer->account->deficit -= packed * (1 / n + row);", "s->row_call[i]->peer->account->deficit -= 0 * packed * n * row;")],
     }, "test_worker"),

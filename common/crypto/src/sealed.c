@@ -6,7 +6,6 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cw/keys.h"
@@ -27,7 +26,7 @@ struct cw_seal_key {
     uint8_t *b; /* sodium_malloc, read-only */
 };
 
-static cw_status key_from(const uint8_t seed[CW_SEED_BYTES], cw_seal_key **out, cw_err *err)
+static cw_status key_from(const uint8_t seed[CW_SEED_BYTES], void *out, cw_err *err)
 {
     cw_seal_key *k = cw_calloc(1, sizeof *k);
     if (k) k->b = sodium_malloc(CW_SEED_BYTES);
@@ -38,47 +37,18 @@ static cw_status key_from(const uint8_t seed[CW_SEED_BYTES], cw_seal_key **out, 
     }
     memcpy(k->b, seed, CW_SEED_BYTES);
     sodium_mprotect_readonly(k->b);
-    *out = k;
+    *(cw_seal_key **)out = k;
     return CW_OK;
 }
 
 cw_status cw_seal_key_new(cw_seal_key **out, cw_err *err)
 {
-    CW_TRY(cw_crypto_init(err));
-    uint8_t seed[CW_SEED_BYTES];
-    randombytes_buf(seed, sizeof seed);
-    cw_status s = key_from(seed, out, err);
-    sodium_memzero(seed, sizeof seed);
-    return s;
-}
-
-/* A new key under another name, linked to `path` unless somebody was first: then theirs counts. */
-static cw_status make_key(const char *path, cw_err *err)
-{
-    uint8_t seed[CW_SEED_BYTES];
-    char *own = NULL;
-    if (asprintf(&own, "%s.%ld", path, (long)getpid()) < 0)
-        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-    randombytes_buf(seed, sizeof seed);
-    cw_status s = cw_seed_write(own, "causeway-session-1", seed, err);
-    sodium_memzero(seed, sizeof seed);
-    if (s == CW_OK && link(own, path) != 0 && errno != EEXIST)
-        s = CW_FAIL(err, CW_STATUS_IO, "cannot make the key file %s: %s", path, strerror(errno));
-    unlink(own);
-    free(own);
-    return s;
+    return cw_seed_new(key_from, out, err);
 }
 
 cw_status cw_seal_key_open(const char *path, cw_seal_key **out, cw_err *err)
 {
-    CW_TRY(cw_crypto_init(err));
-    struct stat st;
-    uint8_t seed[CW_SEED_BYTES];
-    if (stat(path, &st) != 0 && errno == ENOENT) CW_TRY(make_key(path, err));
-    cw_status s = cw_seed_read(path, "causeway-session-1", seed, err);
-    if (s == CW_OK) s = key_from(seed, out, err);
-    sodium_memzero(seed, sizeof seed);
-    return s;
+    return cw_seed_open(path, "causeway-session-1", key_from, out, err);
 }
 
 void cw_seal_key_free(cw_seal_key **k)
