@@ -79,6 +79,11 @@ static inline int32_t cw_mm_source(const cw_mm *mm, int32_t i)
     return mm->rows ? mm->rows[i] : i;
 }
 
+/* n (1..16) rows of n_units blocks, row_bytes apart, into a panel. good[r]: cleared where a scale of row r is
+ * not finite. */
+void cw_pack_panel(const cw_format *f, uint8_t *panel, int64_t n_units, const uint8_t *src, size_t row_bytes,
+                   int n, bool *good);
+
 /* Takes block `unit` of row `row` out of its panel. */
 void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t unit, cw_block *b);
 

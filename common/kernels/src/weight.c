@@ -1,5 +1,5 @@
-/* Packed weights: sizes, packing of file rows into panels, and the way back. The layout is drawn in
- * internal.h. */
+/* Packed weights: sizes, packing of file rows into panels (blocks: pack.c), and the way back. The layout is
+ * drawn in internal.h. */
 #include "internal.h"
 #include "cw/bytes.h"
 #include "cw/mem.h"
@@ -69,42 +69,7 @@ static void put_half(void *p, uint16_t u)
     memcpy(p, &u, 2);
 }
 
-/* Bit `bit` of each of 32 codes, group g at bit g; bits `bit` and bit + 1 of 16 codes, group t at 2t. */
-static uint32_t singles_of(const uint8_t *code, int bit)
-{
-    uint32_t h = 0;
-    for (int g = 0; g < 8; g++) h |= (word(code + 4 * g) >> bit & 0x01010101) << g;
-    return h;
-}
-
-static uint32_t pairs_of(const uint8_t *code, int bit)
-{
-    uint32_t h = 0;
-    for (int t = 0; t < 4; t++) h |= (word(code + 4 * t) >> bit & 0x03030303) << 2 * t;
-    return h;
-}
-
-/* 32 codes of lane r into the planes at q; four codes at a time, each in its own byte. */
-static void planes_put(uint8_t *q, int bits, int r, const uint8_t *code)
-{
-    uint8_t *at = q + 4 * r;
-    if (bits == 8) {
-        for (int g = 0; g < 8; g++) memcpy(at + 64 * g, code + 4 * g, 4);
-        return;
-    }
-    if (bits <= 3) {
-        for (int v = 0; v < 2; v++) put_word(at + 64 * v, pairs_of(code + 16 * v, 0));
-        if (bits == 3) put_word(at + 128, singles_of(code, 2));
-        return;
-    }
-    for (int g = 0; g < 4; g++)
-        put_word(at + 64 * g, (word(code + 4 * g) & 0x0f0f0f0f) | (word(code + 16 + 4 * g) & 0x0f0f0f0f)
-                                                                      << 4);
-    if (bits == 5) put_word(at + 256, singles_of(code, 4));
-    if (bits == 6)
-        for (int v = 0; v < 2; v++) put_word(at + 256 + 64 * v, pairs_of(code + 16 * v, 4));
-}
-
+/* 32 codes of lane r out of the planes at q; four codes at a time, each in its own byte. */
 static void planes_get(const uint8_t *q, int bits, int r, uint8_t *code)
 {
     const uint8_t *at = q + 4 * r;
@@ -123,24 +88,6 @@ static void planes_get(const uint8_t *q, int bits, int r, uint8_t *code)
 }
 
 /* The sub-block scales and minima of lane r; u: the unit. */
-static void scales_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
-{
-    uint8_t *sc = u + l->sc + r;
-    if (f->sc_form == CW_SC_SIX) {
-        uint8_t six[16];
-        for (int s = 0; s < 16; s++) six[s] = (b->sc[s] + 32) & 63;
-        for (int s = 0; s < 8; s++) sc[16 * s] = (uint8_t)((six[2 * s] & 15) | (six[2 * s + 1] & 15) << 4);
-        for (int s = 0; s < 4; s++)
-            sc[128 + 16 * s] = (uint8_t)(six[4 * s] >> 4 | six[4 * s + 1] >> 4 << 2 |
-                                         six[4 * s + 2] >> 4 << 4 | six[4 * s + 3] >> 4 << 6);
-        return;
-    }
-    for (int s = 0; s < f->n_sub; s++) {
-        sc[16 * s] = f->sc_form == CW_SC_NIBBLES ? (uint8_t)(b->sc[s] | b->m[s] << 4) : b->sc[s];
-        if (l->q > l->m) u[l->m + 16 * s + r] = b->m[s];
-    }
-}
-
 static void scales_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
 {
     const uint8_t *sc = u + l->sc + r;
@@ -157,23 +104,6 @@ static void scales_get(const uint8_t *u, const cw_format *f, const cw_layout *l,
             if (f->min == CW_MIN_SUB) b->m[s] = u[l->m + 16 * s + r];
         }
     }
-}
-
-static void unit_put(uint8_t *u, const cw_format *f, const cw_layout *l, int r, const cw_block *b)
-{
-    if (f->words) {
-        if (l->q) put_half(u + 2 * r, b->d);
-        for (int i = 0; i < f->words; i++) memcpy(u + l->q + 64 * i + 4 * r, b->code + 4 * i, 4);
-        return;
-    }
-    if (f->d_form == CW_D_E8M0)
-        u[r] = (uint8_t)b->d;
-    else
-        put_half(u + 2 * r, b->d);
-    if (f->min != CW_MIN_NONE) put_half(u + l->dmin + 2 * r, b->dmin);
-    scales_put(u, f, l, r, b);
-    for (int s = 0; s < f->block / 32; s++)
-        planes_put(u + l->q + s * l->sub_bytes, f->bits, r, b->code + 32 * s);
 }
 
 static void unit_get(const uint8_t *u, const cw_format *f, const cw_layout *l, int r, cw_block *b)
@@ -204,24 +134,7 @@ void cw_panel_get(const cw_weight *w, const cw_format *f, int64_t row, int64_t u
     unit_get(panel_of(w, row) + unit * l.unit_bytes, f, &l, (int)(row % CW_PANEL_ROWS), b);
 }
 
-/*
- * Packing goes through a panel unit by unit with the rows inside, so that a unit is written while it is in
- * the cache. `good` receives, for each of the n rows, whether its scales or values are finite.
- */
-static void pack_block_panel(cw_weight *w, const cw_format *f, uint8_t *panel, int n, const uint8_t *src,
-                             size_t row_bytes, bool *good)
-{
-    cw_layout l = cw_layout_of(cw_shape_of(f));
-    cw_block b = {0};
-    for (int64_t i = 0; i < w->k / f->block; i++, panel += l.unit_bytes, src += w->info->block_bytes) {
-        for (int r = 0; r < n; r++) {
-            f->split(src + (size_t)r * row_bytes, &b);
-            good[r] = good[r] && cw_block_finite(f, &b);
-            unit_put(panel, f, &l, r, &b);
-        }
-    }
-}
-
+/* `good` receives, for each of the n rows, whether its values are finite. */
 static void pack_float_panel(cw_weight *w, uint8_t *panel, int n, const uint8_t *src, size_t row_bytes,
                              bool *good)
 {
@@ -260,7 +173,7 @@ cw_status cw_weight_pack(cw_weight *w, int64_t row0, int64_t n_rows, const void 
         /* Rows that fill the last panel are all zero bits: scale +0, which gives +0 whatever the codes. */
         if (n < CW_PANEL_ROWS) memset(panel_of(w, row), 0, w->panel_bytes);
         if (f)
-            pack_block_panel(w, f, panel_of(w, row), n, src, row_bytes, good);
+            cw_pack_panel(f, panel_of(w, row), w->k / f->block, src, row_bytes, n, good);
         else
             pack_float_panel(w, panel_of(w, row), n, src, row_bytes, good);
         for (int r = 0; r < n; r++)
