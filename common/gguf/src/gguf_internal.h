@@ -24,9 +24,10 @@ typedef struct {
 typedef struct {
     char *path;
     int fd; /* -1: in memory */
-    const uint8_t *bytes;
-    size_t size;
-    bool mapped;
+    const uint8_t *bytes; /* of a file on disk: after opening, its first head_bytes alone */
+    size_t size;          /* of the file */
+    size_t head_bytes;    /* what lies before the tensors' data */
+    size_t map_bytes;     /* at `bytes`, to unmap; 0: the caller's */
     cw_gguf_file_id id;
     cw_gguf_kv *kv;
     size_t n_kv;
@@ -43,7 +44,7 @@ struct cw_gguf {
     gguf_index names;
 };
 
-/* Fills kv and tensors from bytes/size. What it made is freed by gguf_shard_clear, also after a failure.
+/* Fills kv, tensors and head_bytes from bytes/size. What it made is freed by gguf_shard_clear, also after a failure.
  * Errors do not name the file: the caller prefixes it. */
 CW_MUST_USE cw_status gguf_parse(gguf_shard *s, cw_err *err);
 void gguf_tensors_free(cw_gguf_tensor *t, size_t n);

@@ -40,7 +40,7 @@ static void shard_clear(gguf_shard *s)
 {
     gguf_kvs_free(s->kv, s->n_kv);
     gguf_tensors_free(s->tensors, s->n_tensors);
-    if (s->mapped) munmap((void *)(uintptr_t)s->bytes, s->size);
+    if (s->map_bytes) munmap((void *)(uintptr_t)s->bytes, s->map_bytes);
     if (s->fd >= 0) close(s->fd);
     cw_free(s->path);
     *s = (gguf_shard){.fd = -1};
@@ -67,7 +67,40 @@ static cw_status map_file(gguf_shard *s, cw_err *err)
     if (map == MAP_FAILED)
         return CW_FAIL(err, CW_STATUS_IO, "cannot map the model file: %s", strerror(errno));
     s->bytes = map;
-    s->mapped = true;
+    s->map_bytes = s->size;
+    return CW_OK;
+}
+
+/*
+ * The map was for parsing. A program that runs for weeks must not die of a file that somebody truncates, nor
+ * hand out bytes that somebody changed, so nothing is left mapped: what was parsed moves into memory of our
+ * own at the same address, which keeps every pointer into it, and tensors are read when they are wanted.
+ */
+static cw_status leave_map(gguf_shard *s, cw_err *err)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), head = (s->head_bytes + page - 1) / page * page;
+    void *at = (void *)(uintptr_t)s->bytes;
+    uint8_t *own = mmap(NULL, head, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (own == MAP_FAILED)
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for %zu bytes of metadata", s->head_bytes);
+    cw_status st = CW_OK;
+    for (size_t done = 0; st == CW_OK && done < s->head_bytes;) {
+        ssize_t n = pread(s->fd, own + done, s->head_bytes - done, (off_t)done);
+        if (n > 0)
+            done += (size_t)n;
+        else if (n == 0 || errno != EINTR)
+            st = CW_FAIL(err, CW_STATUS_IO, "cannot read the metadata: %s",
+                         n == 0 ? "the file has become shorter" : strerror(errno));
+    }
+    if (st == CW_OK && mremap(own, head, head, MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED)
+        st = CW_FAIL(err, CW_STATUS_IO, "cannot place the metadata: %s", strerror(errno));
+    if (st != CW_OK) {
+        munmap(own, head);
+        return st;
+    }
+    if (s->map_bytes > head) munmap((uint8_t *)at + head, s->map_bytes - head);
+    s->map_bytes = head;
+    for (size_t i = 0; i < s->n_tensors; i++) s->tensors[i].data = NULL;
     return CW_OK;
 }
 
@@ -77,6 +110,7 @@ static cw_status shard_open(gguf_shard *s, const char *path, cw_err *err)
     if (!s->path) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
     cw_status st = map_file(s, err);
     if (st == CW_OK) st = gguf_parse(s, err);
+    if (st == CW_OK) st = leave_map(s, err);
     if (st == CW_OK) return CW_OK;
     cw_err_prefix(err, "%s", path);
     shard_clear(s);

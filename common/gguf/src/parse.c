@@ -329,5 +329,6 @@ cw_status gguf_parse(gguf_shard *s, cw_err *err)
         s->n_tensors++;
         CW_TRY(parse_tensor(&c, &s->tensors[s->n_tensors - 1], s->n_tensors - 1, err));
     }
+    s->head_bytes = c.pos;
     return place_tensors(s, c.pos, alignment, err);
 }

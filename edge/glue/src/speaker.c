@@ -6,7 +6,7 @@
 #include <string.h>
 
 struct cw_speaker {
-    cw_gguf *file; /* stays open: a map costs nothing, and an edge must name its model to the cluster */
+    cw_gguf *file; /* stays open: it costs nothing, and an edge must name its model to the cluster */
     cw_tok *tok;
     cw_chat *chat;
     cw_err no_chat; /* why chat is NULL */

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -297,6 +299,48 @@ static void a_file_that_became_shorter_is_a_status(void **state)
     cw_gguf_close(&g);
 }
 
+/* Whether a line of this process's table of maps ends in the file's name. */
+static bool is_mapped(const char *file)
+{
+    char line[4400];
+    bool found = false;
+    FILE *f = fopen("/proc/self/maps", "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f)) found = found || strstr(line, file);
+    fclose(f);
+    return found;
+}
+
+static void metadata_outlive_the_file_and_nothing_of_it_stays_mapped(void **state)
+{
+    (void)state;
+    gguf_writer *w = sample();
+    gguf_writer_save(w, path);
+    gguf_writer_free(&w);
+    cw_gguf *before = NULL, *g = NULL;
+    cw_err err;
+    assert_int_equal(cw_gguf_open(path, &before, &err), CW_OK);
+    assert_int_equal(cw_gguf_open(path, &g, &err), CW_OK);
+    assert_false(is_mapped(path));
+    int fd = open(path, O_RDONLY | O_CLOEXEC); /* the check can see a map */
+    void *map = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    assert_true(map != MAP_FAILED && is_mapped(path));
+    munmap(map, 1);
+    assert_null(cw_gguf_find(g, "a.weight")->data);
+    assert_int_equal(truncate(path, 0), 0);
+    assert_int_equal(cw_gguf_kv_count(g), cw_gguf_kv_count(before));
+    for (size_t i = 0; i < cw_gguf_kv_count(g); i++) {
+        const cw_gguf_kv *a = cw_gguf_kv_at(g, i), *b = cw_gguf_kv_at(before, i);
+        assert_string_equal(a->key, b->key);
+        if (a->kind == CW_GGUF_STRING) assert_memory_equal(a->str.data, b->str.data, b->str.len);
+        for (size_t k = 0; a->kind == CW_GGUF_ARRAY && a->arr.elem == CW_GGUF_STRING && k < a->arr.n; k++)
+            assert_true(cw_gguf_array_str(&a->arr, k).len == cw_gguf_array_str(&b->arr, k).len);
+    }
+    cw_gguf_close(&g);
+    cw_gguf_close(&before);
+}
+
 static void identity_tells_states_of_a_file_apart(void **state)
 {
     (void)state;
@@ -351,6 +395,7 @@ int main(void)
         cmocka_unit_test(version_2_and_another_alignment_open),
         cmocka_unit_test(a_file_without_tensors_opens),
         cmocka_unit_test(a_file_that_became_shorter_is_a_status),
+        cmocka_unit_test(metadata_outlive_the_file_and_nothing_of_it_stays_mapped),
         cmocka_unit_test(identity_tells_states_of_a_file_apart),
         cmocka_unit_test(what_is_no_regular_file_is_refused_in_words),
     };

@@ -2,9 +2,9 @@
  * Reader of GGUF model files, versions 2 and 3 (ggml's docs/gguf.md), little-endian, whole or split into shards.
  *
  * The file is hostile: every count, length, offset, alignment, type and dimension is checked before it is used, and a
- * file that opens can be walked without another check. What can still go wrong later is that somebody truncates it:
- * metadata and `data` pointers are views of a read-only map, so code that loads weights copies them with
- * cw_gguf_read(), which turns a short file into a status instead of a SIGBUS.
+ * file that opens can be walked without another check. What can still go wrong later is that somebody truncates it.
+ * No map of a file outlives its opening: metadata are in memory of our own, and tensors come by cw_gguf_read(), which
+ * turns a short file into a status instead of a SIGBUS.
  *
  * An open cw_gguf never changes; any number of threads may read it. Opening and closing block on the disk.
  * Everything returned by pointer is borrowed until cw_gguf_close().
@@ -62,7 +62,7 @@ typedef struct {
     int64_t ne[4];    /* elements; ne[0] is the row's length and lies together; dimensions past n_dims are 1 */
     size_t bytes;     /* of the whole tensor, rows without gaps */
     size_t row_bytes; /* of one row of ne[0] elements */
-    const void *data; /* in the map; see the note on truncation above */
+    const void *data; /* of a file opened from memory; NULL for one on disk: see cw_gguf_read */
     int shard;        /* which file holds it */
     uint64_t offset;  /* where in that file */
 } cw_gguf_tensor;
