@@ -1,13 +1,14 @@
 """Where weights come from: the coordinator, other workers, the disk; and what happens when these break, lie or are full."""
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
 import time
 import unittest
 
-from cluster import BIN, TEACHER, Cluster, ask_local, eventually
+from cluster import BIN, PROMPT, TEACHER, Cluster, ask_local, eventually
 
 
 def chunks_of(c, name):
@@ -130,6 +131,52 @@ class DisksAreNotEndless(unittest.TestCase):
             eventually("it says what is wrong", lambda: not w.running() or re.search("could not be loaded|short|ends|truncated|changed", w.err()))
             self.assertRegex(w.err(), "short|ends|beyond|truncated|changed|another model|bytes")
             self.assertEqual(c.ask()[0], local)
+
+
+def mapped_files(pid):
+    """Of a process: {(device, inode): path} of every file that is in its address space now."""
+    files = {}
+    for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines():
+        _, _, _, device, inode, *path = line.split(None, 5)
+        if inode != "0":
+            files[device, int(inode)] = path[0] if path else ""
+    return files
+
+
+class WeightsAreServedFromMemory(unittest.TestCase):
+    def test_neither_worker_nor_edge_maps_a_file_of_weights_and_a_model_file_may_vanish_in_mid_answer(self):
+        local, _ = ask_local(n=200)
+        with Cluster() as c:
+            copies = {role: c.dir / f"{role}.gguf" for role in ("worker", "edge")}
+            for copy in copies.values():
+                shutil.copy(TEACHER, copy)
+            # One has the model file, one a cache of chunks on disk; each must be asked, so neither holds all.
+            workers = [c.start_worker("file", "--model", copies["worker"], "--memory", "8M"), c.start_worker("chunks", "--memory", "8M")]
+            eventually("all is held", lambda: sum(w["experts"] for w in map(json.loads, c.admin("workers", "--json").stdout.splitlines())
+                                                  if w["state"] == "ready") >= 128)
+            self.assertTrue(chunks_of(c, "chunks"))
+            edge = c.start("edge", [BIN / "causeway", "run", "--join", c.join("edge"), "--mode", "split", "-m", copies["edge"], "-p", PROMPT,
+                                    "--temp", "0", "-n", "200", "--json", "--state", c.dir / "edge"])
+            eventually("the first piece", lambda: '"text"' in edge.out() or not edge.running())
+            edge.popen.send_signal(signal.SIGSTOP)
+            try:
+                self.assertTrue(edge.running(), edge.said())
+                for p in (edge, *workers):
+                    files = mapped_files(p.popen.pid)
+                    program = pathlib.Path(f"/proc/{p.popen.pid}/exe").stat().st_ino
+                    self.assertIn(program, [inode for _, inode in files], f"{p.name}: what is mapped can be seen")
+                    weights = [f for f in files.values() if f.endswith(".gguf") or "/chunks/" in f]
+                    weights += [f for (_, inode), f in files.items() if inode in [x.stat().st_ino for x in copies.values()]]
+                    self.assertEqual(weights, [], p.name)
+                for copy in copies.values():
+                    os.truncate(copy, 0)
+            finally:
+                edge.popen.send_signal(signal.SIGCONT)
+            self.assertEqual(edge.wait(), 0, edge.said())
+            pieces = [json.loads(line) for line in edge.out().splitlines() if line.strip()]
+            self.assertEqual("".join(x.get("text", "") for x in pieces), local)
+            self.assertTrue(all(w["calls"] > 0 for w in pieces[-1]["summary"]["workers"]), pieces[-1])
+            self.assertTrue(all(w.running() for w in workers))
 
 
 class TheCoordinatorMayBeAway(unittest.TestCase):
