@@ -16,7 +16,7 @@
 #include "cw/type.h"
 #include "gguf_writer.h"
 
-enum { D = 1024, FF = 1024, EXPERTS = 40, LAYERS = 3, HEADS = 8, NOPE = 64, ROPE = 32, V = 64, KV_LORA = 128, VOCAB = 64 };
+enum { D = 1024, FF = 1024, EXPERTS = 72, LAYERS = 3, HEADS = 8, NOPE = 64, ROPE = 32, V = 64, KV_LORA = 128, VOCAB = 64 };
 #define A "deepseek2."
 
 static uint64_t offset;
@@ -38,6 +38,10 @@ static void add_block(gguf_writer *w, int layer, const char *what, uint32_t type
     snprintf(name, sizeof name, "blk.%d.%s.weight", layer, what);
     add(w, name, type, ne0, ne1, ne2);
 }
+
+/* Of gate, up and down: what downloads hold experts in. */
+static const uint32_t expert_types[LAYERS - 1][3] = {{CW_TYPE_Q4_K, CW_TYPE_Q3_K, CW_TYPE_Q6_K},
+                                                     {CW_TYPE_IQ4_XS, CW_TYPE_Q2_K, CW_TYPE_Q8_0}};
 
 static void write_keys(gguf_writer *w)
 {
@@ -85,7 +89,7 @@ static void write_model(const char *path)
             snprintf(what, sizeof what, "%s%s", parts[p], suffix);
             add_block(w, l, what, CW_TYPE_Q8_0, p < 2 ? D : FF, p < 2 ? FF : D, 0);
             snprintf(what, sizeof what, "%s_exps", parts[p]);
-            if (l) add_block(w, l, what, CW_TYPE_Q8_0, p < 2 ? D : FF, p < 2 ? FF : D, EXPERTS);
+            if (l) add_block(w, l, what, expert_types[l - 1][p], p < 2 ? D : FF, p < 2 ? FF : D, EXPERTS);
         }
         if (l) add_block(w, l, "ffn_gate_inp", CW_TYPE_F32, D, EXPERTS, 0);
     }

@@ -33,7 +33,8 @@ static cw_status load(cw_engine *e, const cw_gguf *g, const cw_engine_options *o
     bool experts = e->role == CW_ENGINE_LOCAL && e->config.n_experts > 0;
     cw_load_progress progress = {opt->progress, opt->progress_ctx, 0,
                                  t.bytes + (experts ? t.expert_bytes : 0)};
-    cw_weight_reader r = {g, e->pool, cw_pages_alloc(CW_BOUNCE_BYTES), &progress, err};
+    cw_weight_reader r = {
+        .g = g, .pool = e->pool, .bounce = cw_pages_alloc(CW_BOUNCE_BYTES), .progress = &progress, .err = err};
     cw_status s = r.bounce ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for loading weights");
     if (s == CW_OK) s = cw_expert_shapes_read(g, &e->config, e->shapes, err);
     if (s == CW_OK) s = cw_weights_load(&r, &e->config, &t, &e->weights);

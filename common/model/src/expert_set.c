@@ -290,12 +290,26 @@ cw_status cw_expert_set_read(cw_expert_set *s, const cw_weight_reader *r, int la
     return publish(s, e, r->err);
 }
 
+/* What reading one expert needs; an expert is small, and a buffer of its own for each is cleared by the
+ * kernel. */
+static size_t bounce_for(const cw_expert_set *s, int layer)
+{
+    size_t bytes = CW_PIECE_BYTES;
+    for (int i = 0; cw_expert_set_shape(s, layer) && i < CW_N_SLICES; i++) {
+        const cw_expert_shape *shape = &s->shapes[layer];
+        size_t panel = cw_expert_slice_bytes(shape, i) / (size_t)slice_n(shape, i) * CW_PANEL_ROWS;
+        if (panel > bytes) bytes = panel;
+    }
+    return bytes;
+}
+
 cw_status cw_expert_set_add_from_gguf(cw_expert_set *s, const cw_gguf *g, int layer, int expert, cw_err *err)
 {
-    cw_weight_reader r = {.g = g, .bounce = cw_pages_alloc(CW_BOUNCE_BYTES), .err = err};
+    cw_weight_reader r = {.g = g, .bounce_bytes = bounce_for(s, layer), .err = err};
+    r.bounce = cw_calloc(1, r.bounce_bytes);
     if (!r.bounce) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for reading an expert");
     cw_status st = cw_expert_set_read(s, &r, layer, layer, expert);
-    cw_pages_free(r.bounce, CW_BOUNCE_BYTES);
+    cw_free(r.bounce);
     return st;
 }
 

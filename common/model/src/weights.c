@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 /* --- the store: blocks of pages, small things share one --- */
 
@@ -72,6 +73,15 @@ cw_status cw_load_progress_add(cw_load_progress *p, uint64_t bytes, cw_err *err)
     return CW_OK;
 }
 
+bool cw_load_forgets(const cw_gguf *g)
+{
+    uint64_t file = 0;
+    for (int i = 0; i < cw_gguf_shard_count(g); i++) file += cw_gguf_identity(g, i).size;
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || page <= 0) return true;
+    return file > (uint64_t)pages * (uint64_t)page / 8 * 3;
+}
+
 /* A run of rows, cut into pieces of whole panels that are read and packed side by side. */
 typedef struct {
     const cw_weight_reader *r;
@@ -80,23 +90,31 @@ typedef struct {
     cw_weight *w;
     int64_t row, n; /* of the run, in the weight */
     int pieces;
+    bool forgets;
     atomic_bool failed;
 } reading;
 
+/* Piece `piece` of so many, through its own part of the bounce buffer, a few panels at a time: what was read
+ * is packed while the second-level cache holds it, and little of the buffer is ever touched. */
 static cw_status read_piece(const reading *x, int piece, int pieces, cw_err *err)
 {
+    const size_t row_bytes = x->t->row_bytes;
     int64_t panels = (x->n + CW_PANEL_ROWS - 1) / CW_PANEL_ROWS;
     int64_t from = panels * piece / pieces * CW_PANEL_ROWS,
             to = panels * (piece + 1) / pieces * CW_PANEL_ROWS;
     if (to > x->n) to = x->n;
-    if (from == to) return CW_OK;
-    size_t bytes = (size_t)(to - from) * x->t->row_bytes;
-    uint64_t offset = (uint64_t)(x->first_row + x->row + from) * x->t->row_bytes;
-    uint8_t *buf = (uint8_t *)x->r->bounce + (size_t)from * x->t->row_bytes;
-    CW_TRY(cw_gguf_read(x->r->g, x->t, offset, bytes, buf, err));
-    cw_gguf_forget(x->r->g, x->t, offset, bytes);
-    if (cw_weight_pack(x->w, x->row + from, to - from, buf, err) != CW_OK)
-        return err ? cw_err_prefix(err, "tensor %s", x->t->name) : CW_STATUS_FORMAT;
+    int64_t step = (int64_t)(CW_PIECE_BYTES / row_bytes) / CW_PANEL_ROWS * CW_PANEL_ROWS;
+    if (step == 0) step = CW_PANEL_ROWS;
+    uint8_t *buf = (uint8_t *)x->r->bounce + (size_t)from * row_bytes;
+    for (int64_t row = from; row < to; row += step) {
+        int64_t n = to - row < step ? to - row : step;
+        size_t bytes = (size_t)n * row_bytes;
+        uint64_t offset = (uint64_t)(x->first_row + x->row + row) * row_bytes;
+        CW_TRY(cw_gguf_read(x->r->g, x->t, offset, bytes, buf, err));
+        if (x->forgets) cw_gguf_forget(x->r->g, x->t, offset, bytes);
+        if (cw_weight_pack(x->w, x->row + row, n, buf, err) != CW_OK)
+            return err ? cw_err_prefix(err, "tensor %s", x->t->name) : CW_STATUS_FORMAT;
+    }
     return CW_OK;
 }
 
@@ -109,13 +127,15 @@ static void read_task(void *ctx, int task, int thread)
 
 cw_status cw_weight_read(const cw_weight_reader *r, const cw_gguf_tensor *t, int64_t first_row, cw_weight *w)
 {
-    int64_t at_once = (int64_t)(CW_BOUNCE_BYTES / t->row_bytes) / CW_PANEL_ROWS * CW_PANEL_ROWS;
+    size_t room = r->bounce_bytes ? r->bounce_bytes : CW_BOUNCE_BYTES;
+    int64_t at_once = (int64_t)(room / t->row_bytes) / CW_PANEL_ROWS * CW_PANEL_ROWS;
+    bool forgets = cw_load_forgets(r->g);
     if (at_once == 0)
         return CW_FAIL(r->err, CW_STATUS_UNSUPPORTED, "tensor %s: rows of %zu bytes are too long", t->name,
                        t->row_bytes);
     for (int64_t row = 0; row < w->n; row += at_once) {
         int64_t n = w->n - row < at_once ? w->n - row : at_once;
-        reading x = {r, t, first_row, w, row, n, cw_pool_threads(r->pool), false};
+        reading x = {r, t, first_row, w, row, n, cw_pool_threads(r->pool), forgets, false};
         cw_pool_run(r->pool, read_task, &x, x.pieces);
         /* What went wrong is found by doing it again in order: the same sentence whatever the threads. */
         if (atomic_load(&x.failed)) CW_TRY(read_piece(&x, 0, 1, r->err));
@@ -183,7 +203,7 @@ static cw_status load_embedding(loader *l, const cw_model_tensors *t)
     for (size_t at = 0; at < t->embd->bytes;) {
         size_t n = t->embd->bytes - at < CW_BOUNCE_BYTES ? t->embd->bytes - at : CW_BOUNCE_BYTES;
         CW_TRY(cw_gguf_read(l->r->g, t->embd, at, n, rows + at, l->err));
-        cw_gguf_forget(l->r->g, t->embd, at, n);
+        if (cw_load_forgets(l->r->g)) cw_gguf_forget(l->r->g, t->embd, at, n);
         CW_TRY(cw_load_progress_add(l->r->progress, n, l->err));
         at += n;
     }

@@ -53,11 +53,12 @@ typedef struct {
 CW_MUST_USE cw_status cw_load_progress_add(cw_load_progress *p, uint64_t bytes, cw_err *err);
 
 /* What reading from the file needs; one for a whole load. */
-enum { CW_BOUNCE_BYTES = 16 << 20 };
+enum { CW_BOUNCE_BYTES = 16 << 20, CW_PIECE_BYTES = 1 << 20 };
 typedef struct {
     const cw_gguf *g;
     cw_pool *pool;              /* NULL: the calling thread alone */
-    void *bounce;               /* CW_BOUNCE_BYTES */
+    void *bounce;               /* CW_BOUNCE_BYTES, or bounce_bytes where that is not 0 */
+    size_t bounce_bytes;        /* at least CW_PIECE_BYTES and CW_PANEL_ROWS of the longest row */
     cw_load_progress *progress; /* may be NULL */
     cw_err *err;
 } cw_weight_reader;
@@ -68,6 +69,12 @@ void cw_weights_drop(cw_weights *w);
 size_t cw_weights_bytes(const cw_weights *w);
 /* Row `token` of the embedding to x [d_model]. scratch: embd_row_bytes. */
 void cw_weights_embed(const cw_weights *w, int32_t token, float *x, void *scratch);
+
+/*
+ * Whether the kernel is to be told that it may forget what was read of the file. Not while file and packed form
+ * fit side by side: then the next start reads memory instead of a disk.
+ */
+bool cw_load_forgets(const cw_gguf *g);
 
 /* Packs rows [first_row, first_row + w->n) of tensor `t` (rows over all its dimensions) into `w`, which is
  * described by cw_weight_init already. Shared with the expert set. */
