@@ -19,8 +19,9 @@ typedef struct {
     cw_conversation conv;
     cli_keep keep;
     cli_line *line;
-    bool offline; /* the fallback speaks by the user's wish */
-    bool away;    /* it speaks because the experts were lost and are not back */
+    bool offline;  /* the fallback speaks by the user's wish */
+    bool answered; /* the last message is the talk's last answer */
+    bool away;     /* it speaks because the experts were lost and are not back */
     cw_talk_stats last;
     int64_t n_answers, n_tokens, n_fallback, decode_us;
     cli_worker_line workers[CLI_MAX_WORKERS];
@@ -38,6 +39,7 @@ static const char help_text[] =
 
 static cw_status start_over(chat *c, cw_err *err)
 {
+    c->answered = false;
     cw_conversation_clear(&c->conv);
     if (!c->o->system) return CW_OK;
     return cw_conversation_add(&c->conv, "system", c->o->system, strlen(c->o->system), err);
@@ -117,13 +119,13 @@ static cw_status answer_it(chat *c, cw_err *err)
     char *raw = NULL;
     if (c->o->raw && !(raw = cw_conversation_text(&c->conv)))
         return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
-    look_for_experts(c);
     if (c->setup.land) cli_governed_look(&c->setup.governed, c->setup.land);
     tell_cluster(c);
     cw_talk_prompt p = {.messages = c->conv.messages, .n_messages = c->conv.n, .raw = raw};
     cw_status s = cw_talk_answer(c->talk, &p, &c->last, err);
     cw_talk_text(c->talk, &len);
     if (len) cli_printer_end(&c->printer);
+    c->answered = s == CW_OK && len && c->last.end != CW_TALK_CANCELLED;
     if (s == CW_OK && len)
         s = add_answer(c, err);
     else
@@ -137,11 +139,47 @@ static cw_status answer_it(chat *c, cw_err *err)
     return s;
 }
 
+/* --verify-offline: the big model can be reached again, and the last answer is the fallback's to its end. */
+static cw_status take_back(chat *c, cw_err *err)
+{
+    size_t len;
+    char *raw = NULL;
+    if (!c->answered || !c->o->verify_offline || c->offline || c->away) return CW_OK;
+    cw_talk_stats st;
+    c->conv.n--; /* as it was asked */
+    if (c->o->raw && !(raw = cw_conversation_text(&c->conv))) {
+        c->conv.n++;
+        return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");
+    }
+    cw_talk_prompt p = {.messages = c->conv.messages, .n_messages = c->conv.n, .raw = raw};
+    cw_status s = cw_talk_take_back(c->talk, &p, &st, err);
+    c->conv.n++;
+    cw_free(raw);
+    if (!st.n_redone) return s;
+    cw_talk_text(c->talk, &len);
+    cli_printer_end(&c->printer);
+    cw_conversation_drop(&c->conv);
+    c->last = st;
+    if (len)
+        CW_TRY(add_answer(c, err));
+    else
+        c->answered = false; /* and the question is open again */
+    if (s == CW_OK && c->o->json) print_summary(c);
+    return s;
+}
+
 /* One question, or NULL for one that is there and has no answer. Errors end the answer, not the chat. */
 static void ask(chat *c, const char *text)
 {
     cw_err err = {0};
-    cw_status s = CW_OK;
+    cw_status s;
+    look_for_experts(c);
+    s = take_back(c, &err);
+    if (s == CW_STATUS_CANCELLED)
+        cw_signal_clear_interrupt();
+    else if (s != CW_OK)
+        (void)cli_fail(&err); /* what was said stays said */
+    s = CW_OK;
     if (text && cw_conversation_is_open(&c->conv)) cw_conversation_drop(&c->conv);
     if (text) s = cw_conversation_add(&c->conv, "user", text, strlen(text), &err);
     if (s == CW_OK) s = cli_keep_conversation(&c->keep, &c->conv, &err);

@@ -169,13 +169,14 @@ static void verdict_text(cli_printer *p, const cw_talk_verdict *v, bool redo)
 {
     char kept[40], wrote[40], would[40], sentence[768];
     if (v->n_same == v->n_tokens) {
-        snprintf(sentence, sizeof sentence, "%s would have written all of it the same (%d tokens)", v->by,
+        snprintf(sentence, sizeof sentence, "%.100s would have written all of it the same (%d tokens)", v->by,
                  v->n_tokens);
     } else {
         excerpt(kept, sizeof kept, v->kept, v->n_kept, true);
         excerpt(wrote, sizeof wrote, v->wrote, v->n_wrote, false);
-        int n = snprintf(sentence, sizeof sentence, "behind \"%s\", where %s wrote \"%s\", %s would have ",
-                         kept, v->of, wrote, v->by);
+        int n = snprintf(sentence, sizeof sentence, "behind \"%s\", where %.100s %s%s%s, %.100s would have ",
+                         kept, v->of, v->n_wrote ? "wrote \"" : "ended", v->n_wrote ? wrote : "",
+                         v->n_wrote ? "\"" : "", v->by);
         if (v->would_end)
             n += snprintf(sentence + n, sizeof sentence - (size_t)n, "ended");
         else

@@ -22,7 +22,7 @@ typedef struct {
     float *rows; /* [n_rows, n_vocab] of one pass */
     int n_rows;
     int n_compared, n_same; /* missed tokens; of these, before `at` */
-    int at;                 /* the first position that would have been otherwise; w->n: none */
+    int at;                 /* the first position that would have been otherwise; -1: none */
     int32_t would;
     float *there; /* [n_vocab] the logits it was chosen from */
 } reading;
@@ -37,12 +37,12 @@ static int span_end(const cw_talk *t, const cw_told *w, int i)
     return i + 1 < t->n_spans ? w->at[i + 1] : w->n;
 }
 
-/* The span that position p of w is in, -1: the prompt or a span without tokens. */
+/* The span that position p of w is in, the last one for the position behind all; -1: the prompt. */
 static int span_of(const cw_talk *t, const cw_told *w, int p)
 {
     for (int i = 0; i < t->n_spans; i++)
         if (p >= w->at[i] && p < span_end(t, w, i)) return i;
-    return -1;
+    return p == w->n ? t->n_spans - 1 : -1;
 }
 
 bool cw_missed_any(const cw_talk *t)
@@ -77,6 +77,7 @@ static bool is_other_text(const cw_told *w, const cw_tok *tok, int p, int32_t wo
 static bool is_otherwise(const reading *r, int p, int32_t would)
 {
     const cw_tok *tok = cw_speaker_tok(r->v->speaker);
+    if (p == r->w->n) return !cw_tok_is_eog(tok, would);
     if (would == r->w->ids[p]) return false;
     return r->t->same_vocab || cw_tok_is_eog(tok, would) || is_other_text(r->w, tok, p, would);
 }
@@ -85,9 +86,9 @@ static bool is_otherwise(const reading *r, int p, int32_t would)
 static void compare(reading *r, const float *rows, int from, int to)
 {
     size_t n_vocab = (size_t)cw_voice_n_vocab(r->v);
-    for (int q = from; q < to && q + 1 < r->w->n && r->at == r->w->n; q++, rows += n_vocab) {
+    for (int q = from; q < to && r->at < 0; q++, rows += n_vocab) {
         int p = q + 1, i = span_of(r->t, r->w, p);
-        if (i < 0 || !is_missed_span(r->t, i)) continue;
+        if (p < r->w->n ? i < 0 || !is_missed_span(r->t, i) : !r->t->stopped) continue;
         int32_t would = cw_sampler_pick(r->v->sampler, rows, p, r->w->ids, p);
         if (!is_otherwise(r, p, would)) {
             r->n_same++;
@@ -190,7 +191,7 @@ static bool tell(reading *r, cw_detok *d, size_t *byte)
                          .n_same = r->n_same,
                          .kept = t->text,
                          .n_kept = t->text_len};
-    if (r->at < r->w->n) {
+    if (r->at >= 0) {
         int i = span_of(t, r->w, r->at);
         v.can_redo =
             find_byte(t, r->w, d, r->at, byte) && t->spans[i].first_id + r->at - r->w->at[i] <= t->cap_ids;
@@ -210,9 +211,10 @@ static cw_status finish(reading *r, cw_told *w, bool *cut, cw_talk_stats *st, cw
     size_t byte = 0;
     CW_TRY(cw_detok_new(cw_speaker_tok(t->main.speaker), 0, &d, err));
     st->n_compared += r->n_compared;
-    st->n_otherwise += r->at < w->n;
+    st->n_otherwise += r->at >= 0;
     *cut = tell(r, d, &byte);
     if (*cut) {
+        st->n_redone++;
         bool found = find_byte(t, w, t->main.detok, r->at, &byte); /* a character may be begun there */
         CW_ASSERT(found);
         cw_session_rewind(cw_speaker_session(t->main.speaker), r->at);
@@ -237,7 +239,7 @@ static cw_status open_reading(reading *r, cw_err *err)
 
 cw_status cw_missed_read(cw_talk *t, cw_told *w, int *reused, bool *cut, cw_talk_stats *st, cw_err *err)
 {
-    reading r = {.t = t, .v = &t->main, .w = w, .first = w->n, .at = w->n};
+    reading r = {.t = t, .v = &t->main, .w = w, .first = w->n, .at = -1, .n_compared = t->stopped};
     for (int i = t->n_spans - 1; i >= 0; i--) {
         int n = span_end(t, w, i) - w->at[i];
         if (!is_missed_span(t, i) || n == 0) continue;

@@ -246,7 +246,10 @@ static cw_status catch_up(cw_talk *t, cw_voice *v, const cw_talk_prompt *prompt,
         s = read_on(t, v, prompt, &w, &reused, st, err);
         st->prefill_us += cw_now_us() - t0;
         if (first) st->n_prompt = w.n_prompt, st->n_reused = reused;
-        if (s == CW_OK && v == &t->main) t->n_read = t->n_spans;
+        if (s == CW_OK && v == &t->main) {
+            t->n_read = t->n_spans;
+            t->stopped = false;
+        }
     }
     cw_free(w.ids);
     return s;
@@ -319,21 +322,52 @@ static cw_status answer(cw_talk *t, cw_voice **v, const cw_talk_prompt *prompt, 
     }
 }
 
+/* From here by *v to the end. */
+static cw_status answer_and_end(cw_talk *t, cw_voice **v, const cw_talk_prompt *prompt, cw_talk_stats *st,
+                                cw_err *err)
+{
+    cw_err why = {0};
+    cw_status s = answer(t, v, prompt, st, &why);
+    if (t->same_vocab) flush(t, *v);
+    cw_think_finish(t->think);
+    settle_spans(t, cw_speaker_name((*v)->speaker));
+    t->stopped = s == CW_OK && *v == &t->fallback && st->end == CW_TALK_STOP;
+    if (s != CW_OK && err) *err = why;
+    return s;
+}
+
 cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats, cw_err *err)
 {
     memset(stats, 0, sizeof *stats);
     t->n_ids = t->n_spans = t->n_read = 0;
+    t->stopped = false;
     memset(t->shown, 0, sizeof t->shown);
     t->text_len = 0;
     t->text[0] = 0;
     cw_think_reset(t->think, false);
     cw_voice *v = t->only_fallback ? &t->fallback : &t->main;
     stats->model = cw_speaker_name(v->speaker);
-    cw_err why = {0};
-    cw_status s = answer(t, &v, prompt, stats, &why);
-    if (t->same_vocab) flush(t, v);
-    cw_think_finish(t->think);
-    settle_spans(t, cw_speaker_name(v->speaker));
-    if (s != CW_OK && err) *err = why;
-    return s;
+    return answer_and_end(t, &v, prompt, stats, err);
+}
+
+cw_status cw_talk_take_back(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats, cw_err *err)
+{
+    memset(stats, 0, sizeof *stats);
+    if (!t->main.speaker || t->only_fallback || !cw_missed_any(t) || t->n_spans == TALK_MAX_SPANS)
+        return CW_OK;
+    stats->n_tokens = t->n_ids;
+    for (int i = 0; i < t->n_spans; i++)
+        if (t->spans[i].by == &t->fallback)
+            stats->n_fallback +=
+                (i + 1 < t->n_spans ? t->spans[i + 1].first_id : t->n_ids) - t->spans[i].first_id;
+    int n_spans = t->n_spans;
+    cw_status s = catch_up(t, &t->main, prompt, stats, err);
+    if (s != CW_OK || !stats->n_redone) {
+        t->n_spans = n_spans; /* it said nothing */
+        if (t->n_read > n_spans) t->n_read = n_spans;
+        return s;
+    }
+    cw_voice *v = &t->main;
+    stats->n_changes = 1;
+    return answer_and_end(t, &v, prompt, stats, err);
 }

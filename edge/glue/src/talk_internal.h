@@ -48,6 +48,7 @@ struct cw_talk {
     size_t text_len, text_cap;
     cw_said spans[TALK_MAX_SPANS];
     int n_spans;
+    bool stopped;     /* the answer ended with the fallback's end token, which the main model has not read */
     int n_read;       /* spans that the main model wrote or has read */
     bool opens_think; /* the prompt did */
     size_t shown[3];  /* bytes of the pieces of each kind (cw_span_kind) */

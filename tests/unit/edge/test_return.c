@@ -525,6 +525,64 @@ static void verdicts_on_another_vocabulary_cut_at_the_same_byte(void **state)
     verified_stories(h, false);
 }
 
+/* The fallback wrote the answer to its end; the main model reads it when it is back, between two questions.
+ */
+static void finished_answers(how h, const cut *first)
+{
+    static outcome whole, o;
+    cut cuts[MAX_CUTS] = {{first->calls, 1 << 20}};
+    cw_err err;
+    int n_otherwise = 0;
+    h.verify = UNSEEN;
+    run(&h, NULL, &whole);
+    for (h.verify = LOOK; h.verify <= REDO; h.verify++) {
+        memset(&o, 0, sizeof o);
+        o.how = &h;
+        o.want = whole.text;
+        set_gate(cuts);
+        cw_session_rewind(cw_speaker_session(demo.teacher), 0);
+        cw_talk *t = open_talk(&h, &o);
+        cw_chat_message m = {"user", (char *)h.question, strlen(h.question)};
+        cw_talk_prompt p = {.messages = &m, .n_messages = 1};
+        cw_talk_stats st;
+        size_t len;
+        if (cw_talk_answer(t, &p, &o.stats, &err) != CW_OK) fail_msg("%s", err.text);
+        assert_string_equal(o.stats.model, cw_speaker_name(h.fallback));
+        assert_int_equal(o.n_verdicts, 0);
+        snprintf(o.text, sizeof o.text, "%s", cw_talk_text(t, &len));
+        /* Not back yet: an error, and nothing has changed. */
+        assert_int_equal(cw_talk_take_back(t, &p, &st, &err), CW_STATUS_UNREACHABLE);
+        assert_string_equal(cw_talk_text(t, &len), o.text);
+        set_gate(NULL);
+        if (cw_talk_take_back(t, &p, &st, &err) != CW_OK) fail_msg("%s", err.text);
+        assert_int_equal(o.n_verdicts, 1);
+        assert_int_equal(st.n_redone, o.n_otherwise && h.verify == REDO);
+        if (!st.n_redone) assert_string_equal(cw_talk_text(t, &len), o.text);
+        if (st.n_redone || !o.n_otherwise) assert_string_equal(cw_talk_text(t, &len), whole.text);
+        if (st.n_redone) assert_int_equal(st.n_tokens, whole.stats.n_tokens);
+        snprintf(o.text, sizeof o.text, "%s", cw_talk_text(t, &len));
+        assert_pieces_are_the_answer(&o);
+        n_otherwise += o.n_otherwise;
+        /* Once is enough. */
+        assert_int_equal(cw_talk_take_back(t, &p, &st, &err), CW_OK);
+        assert_int_equal(o.n_verdicts, 1);
+        cw_talk_free(&t);
+        assert_as_if_never_away(demo.teacher, NULL);
+    }
+    print_message("%d calls: %d otherwise\n", first->calls, n_otherwise);
+}
+
+static void an_answer_that_the_fallback_finished_is_read_later(void **state)
+{
+    (void)state;
+    how h = {.question = fox, .fallback = demo.mini, .sampler = CW_SAMPLER_GREEDY};
+    for (int calls = 0; calls < 200; calls += 41) finished_answers(h, &(cut){.calls = calls});
+    h.fallback = demo.student, h.question = sum, h.follows = true;
+    finished_answers(h, &(cut){.calls = 100});
+    h.question = fox, h.sampler.temperature = 0.8f, h.sampler.seed = 21, h.max_tokens = 70;
+    finished_answers(h, &(cut){.calls = 60});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -534,6 +592,7 @@ int main(void)
         cmocka_unit_test(another_vocabulary_makes_no_difference),
         cmocka_unit_test(the_main_model_says_where_it_would_have_written_otherwise),
         cmocka_unit_test(verdicts_on_another_vocabulary_cut_at_the_same_byte),
+        cmocka_unit_test(an_answer_that_the_fallback_finished_is_read_later),
     };
     return cmocka_run_group_tests(tests, open_models, close_models);
 }

@@ -35,11 +35,11 @@ typedef struct {
  */
 typedef struct {
     const char *by, *of; /* the main model, the fallback */
-    int n_tokens,
-        n_same;        /* of the missed part; before the first that is otherwise, n_tokens: there is none */
-    const char *kept;  /* the answer up to there; borrowed during the call */
-    const char *wrote; /* what follows */
-    const char *would; /* one token of the main model's; perhaps not valid UTF-8 */
+    int n_tokens;        /* of the missed part; the end of a finished answer counts as one */
+    int n_same;          /* of these, before the first that is otherwise; n_tokens: there is none */
+    const char *kept;    /* the answer up to there; borrowed during the call */
+    const char *wrote;   /* what follows */
+    const char *would;   /* one token of the main model's; perhaps not valid UTF-8 */
     size_t n_kept, n_wrote, n_would;
     bool would_end; /* it would have ended the answer there; n_would is 0 */
     bool can_redo;  /* the answer can be cut there */
@@ -110,6 +110,7 @@ typedef struct {
     int n_changes;     /* of the speaker */
     int n_compared;    /* tokens of the fallback's, as the main model reads them (verdict) */
     int n_otherwise;   /* verdicts with a place where it would have written otherwise */
+    int n_redone;      /* of these, answers that were cut there */
     int n_withdrawn;   /* tokens that were written anew; not counted in n_tokens and n_fallback */
     int n_passes;      /* of the main model while decoding */
     int n_drafted, n_accepted;
@@ -135,6 +136,15 @@ CW_MUST_USE cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err);
  */
 CW_MUST_USE cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats,
                                      cw_err *err);
+
+/*
+ * The last answer once more, when the fallback wrote it to its end while the main model was away: that reads
+ * it now, the verdict is told, and where it says so the answer is cut and written on (stats->n_redone;
+ * cw_talk_text is the whole answer again). `prompt` as it was asked; blocks. Without anything to read nothing
+ * happens. Errors as cw_talk_answer; before a cut the answer is what it was.
+ */
+CW_MUST_USE cw_status cw_talk_take_back(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats *stats,
+                                        cw_err *err);
 
 /*
  * The state that the last answer left in the session of whoever spoke last: its tokens and KV rows, and the
