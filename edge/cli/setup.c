@@ -1,4 +1,5 @@
 #include "setup.h"
+#include "cw/clock.h"
 #include "cw/demo_path.h"
 #include "cw/mem.h"
 #include "cw/mtp.h"
@@ -10,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { LOOK_US = 50000, LOOKS = 3 };
 enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, EXPANDED_ROWS = 1024 };
 
 cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
@@ -298,6 +300,11 @@ cw_status cli_setup_open(const cli_options *o, cli_setup *out, cw_err *err)
         const cw_speaker *who = out->main ? out->main : out->fallback;
         fprintf(stderr, "causeway: mode %s with %s%s%s%s\n", cli_mode_name(out->mode), cw_speaker_name(who),
                 *out->why ? " (" : "", out->why, *out->why ? ")" : "");
+        if (out->land && out->fallback && o->warm == CLI_WARM_NEVER)
+            fprintf(stderr,
+                    "causeway: %s does not follow the conversation (--warm never): it reads all of it first "
+                    "when it must go on\n",
+                    cw_speaker_name(out->fallback));
     }
     return CW_OK;
 }
@@ -332,9 +339,26 @@ size_t cli_setup_workers(const cli_setup *s, cli_worker_line *lines)
     return n;
 }
 
+/*
+ * Asked before every token of the fallback. Experts may be out of reach although the mainland is not, because
+ * the only worker that had them is gone: so each must have a worker again, three times in a row.
+ */
 static bool is_back(void *ctx)
 {
-    return cw_mainland_is_online(ctx);
+    cli_setup *s = ctx;
+    int64_t now = cw_now_us();
+    if (!cw_mainland_is_online(s->land)) {
+        s->n_covered = 0;
+        return false;
+    }
+    if (now - s->looked_us < LOOK_US) return false;
+    cw_mainland_status st;
+    cw_mainland_get_status(s->land, &st);
+    s->looked_us = now;
+    s->n_covered = st.covered ? s->n_covered + 1 : 0;
+    if (s->n_covered < LOOKS) return false;
+    s->n_covered = 0;
+    return true;
 }
 
 const cw_mainland_counts *cli_setup_counts(const cli_setup *s)
@@ -391,7 +415,7 @@ cw_talk_options cli_talk_options(const cli_options *o, cli_setup *s)
         .experts = s->land && o->warm == CLI_WARM_AUTO ? cw_mainland_experts(s->land) : NULL,
         .draft = drafts ? &s->draft : NULL,
         .is_back = s->land ? is_back : NULL,
-        .is_back_ctx = s->land,
+        .is_back_ctx = s,
         .sampler = cli_sampler_params(o),
         .max_tokens = (int)o->max_tokens,
         .cancel = cw_signal_interrupt_flag(),

@@ -20,6 +20,8 @@ typedef struct {
     cw_mainland *land;
     char *model_path, *fallback_path;
     cw_talk_draft draft;
+    int64_t looked_us; /* when it was last looked whether experts can be reached again */
+    int n_covered;     /* times in a row that all of them could */
     cli_governed governed;
 } cli_setup;
 

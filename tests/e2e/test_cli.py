@@ -130,6 +130,25 @@ class Inspect(unittest.TestCase):
         self.assertGreaterEqual(f["expert_bytes"], 4 * 32 * f["one_expert_bytes"])
         self.assertEqual(json.loads(ok("inspect", "--json").stdout), f)
 
+    def test_says_whether_a_fallback_can_draft(self):
+        self.assertIn("can also draft", ok("inspect", TEACHER, "--fallback", STUDENT).stdout)
+        self.assertNotIn("fallback", ok("inspect", TEACHER).stdout)
+        # The same words under other numbers: two tokens change places.
+        a, b = (struct.pack("<Q", 5) + t.encode() for t in ("Ġthe", "Ġand"))
+        data = STUDENT.read_bytes()
+        at = data.index(b"tokenizer.ggml.tokens")
+        i, j = data.index(a, at), data.index(b, at)
+        other = bytearray(data)
+        other[i:i + len(a)], other[j:j + len(b)] = b, a
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as f:
+            f.write(other)
+            f.flush()
+            text = ok("inspect", TEACHER, "--fallback", f.name).stdout
+            self.assertNotIn("can also draft", text)
+            self.assertIn("another vocabulary", text)
+            seen = [json.loads(ok("inspect", "--json", TEACHER, "--fallback", name).stdout)["fallback_can_draft"] for name in (STUDENT, f.name)]
+            self.assertEqual(seen, [True, False])
+
 
 class Logits(unittest.TestCase):
     tokens = ",".join(map(str, GOLDEN[9]["tokens"]))

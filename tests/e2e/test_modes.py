@@ -165,6 +165,25 @@ class TheTideComesIn(unittest.TestCase):
             self.assertGreater(summary["fallback_tokens"], 0)
             self.assertLess(time.monotonic() - gone, 45 * PATIENCE)
 
+    def test_experts_that_nobody_has_any_more_are_waited_for_once(self):
+        """The other worker is there and answers: that alone is not the big model's return."""
+        facts = subprocess.run([str(BIN / "causeway"), "inspect", "--json", str(TEACHER)], capture_output=True, text=True, check=True)
+        half = str(int(json.loads(facts.stdout)["expert_bytes"] * 0.575))
+        with Cluster() as c:
+            c.start_worker("a", "--memory", half)
+            worker = c.start_worker("b", "--memory", half)
+            eventually("every expert is on a worker", lambda: c.admin_json("status")["covered"] == 128)
+            p = Edge(c).start("-m", TEACHER, "--fallback", STUDENT, "--mode", "split", "--join", c.join("edge"), "--raw", "-p", "Once upon a time",
+                              "-n", "800", "--temp", "5", "--json", "--wait", f"{int(3 * PATIENCE)}s")
+            for _ in range(30):
+                p.stdout.readline()
+            worker.kill()
+            out, err = p.stdout.read(), p.stderr.read()
+            self.assertEqual(p.wait(), 0, err)
+            summary = json.loads(out.splitlines()[-1])["summary"]
+            self.assertEqual((summary["changes_of_model"], summary["tokens"], summary["ended_by_model"]), (1, 800, FALLBACK), err)
+            self.assertEqual(err.count("out of reach"), 1, err)
+
     def test_a_chat_waits_for_lost_experts_once_and_goes_back_to_them(self):
         with Cluster() as c:
             worker = c.start_worker("a")

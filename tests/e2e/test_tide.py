@@ -278,7 +278,7 @@ class Cuts(unittest.TestCase):
     def test_an_answer_survives_them_and_the_state_is_as_if_there_had_been_none(self):
         seed = int(os.environ.get("CW_SEED", random.randrange(1 << 30)))
         tide = Tide(seed)
-        tide.run(4)
+        tide.run(3)
         what = f"seed {seed}: {json.dumps(tide.figures())}"
         print(what)
         self.assertEqual(tide.broken, [], what)

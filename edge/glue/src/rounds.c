@@ -67,8 +67,10 @@ cw_status cw_talk_rounds(cw_talk *t, cw_voice *v, cw_talk_stats *st, cw_err *err
             st->end = CW_TALK_CANCELLED;
             return CW_OK;
         }
-        if (in_place && t->opt.is_back && t->n_spans < TALK_MAX_SPANS - 1 &&
-            t->opt.is_back(t->opt.is_back_ctx)) {
+        if (in_place && t->n_doubt > 0) {
+            t->n_doubt--;
+        } else if (in_place && t->opt.is_back && t->n_spans < TALK_MAX_SPANS - 1 &&
+                   t->opt.is_back(t->opt.is_back_ctx)) {
             t->main_is_back = true;
             return CW_OK;
         }

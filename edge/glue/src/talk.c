@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { DOUBT = 4, DOUBT_MOST = 1024 }; /* tokens */
+
 const char *cw_talk_end_name(cw_talk_end e)
 {
     static const char *const names[] = {"stop", "length", "context", "cancelled"};
@@ -295,6 +297,18 @@ static bool is_out_of_reach(cw_status s)
     }
 }
 
+/* The main model was lost: after a return on which it said nothing, another is not tried at once, or the
+ * answer would be nothing but returns. */
+static void doubt_returns(cw_talk *t, bool returned, bool spoke)
+{
+    if (!returned || spoke)
+        t->doubt = 0;
+    else
+        t->doubt = t->doubt ? 2 * t->doubt : DOUBT;
+    if (t->doubt > DOUBT_MOST) t->doubt = DOUBT_MOST;
+    t->n_doubt = t->doubt;
+}
+
 static void announce(cw_talk *t, const char *format, const char *a, const char *why, const char *b)
 {
     char sentence[768];
@@ -305,16 +319,19 @@ static void announce(cw_talk *t, const char *format, const char *a, const char *
 static cw_status answer(cw_talk *t, cw_voice **v, const cw_talk_prompt *prompt, cw_talk_stats *st,
                         cw_err *err)
 {
-    for (;;) {
+    for (bool returned = false;;) {
+        int n_before = st->n_tokens - st->n_fallback;
         cw_status s = speak(t, *v, prompt, st, err);
         if (s != CW_OK && *v == &t->main && t->fallback.speaker && is_out_of_reach(s)) {
             announce(t, "%s is out of reach (%s); %s goes on", cw_speaker_name(t->main.speaker), err->text,
                      cw_speaker_name(t->fallback.speaker));
+            doubt_returns(t, returned, st->n_tokens - st->n_fallback > n_before);
             *v = &t->fallback;
         } else if (s == CW_OK && t->main_is_back) {
             announce(t, "%s is back%s and goes on from %s", cw_speaker_name(t->main.speaker), "",
                      cw_speaker_name(t->fallback.speaker));
             *v = &t->main;
+            returned = true;
         } else {
             return s;
         }

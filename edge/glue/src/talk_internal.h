@@ -39,7 +39,10 @@ struct cw_talk {
     bool fallback_drafts; /* else, with draft.max, the drafter alone */
     cw_shadow *shadow;    /* NULL: nobody follows */
     bool only_fallback;
-    bool main_is_back; /* why the fallback's rounds ended */
+    /* Tokens that the fallback writes before it asks for the main model: more after each return that brought
+     * none of its. */
+    int doubt, n_doubt; /* how many; still to be written */
+    bool main_is_back;  /* why the fallback's rounds ended */
     cw_think *think;
     /* The answer so far: room for a full context of each voice, touched as it grows. */
     int32_t *ids;
