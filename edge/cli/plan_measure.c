@@ -95,7 +95,7 @@ static cw_status open_one(const cli_options *o, const char *path, cw_engine_role
 static cw_status measure_edge(cw_speaker *s, cli_measured *m, cw_err *err)
 {
     cw_engine *e = cw_speaker_engine(s);
-    silent none = {{&silent_vt}, NULL};
+    silent none = {{.vt = &silent_vt}, NULL};
     none.zeros =
         cw_calloc((size_t)cw_engine_max_rows(e) * (size_t)cw_engine_config(e)->d_model, sizeof *none.zeros);
     if (!none.zeros) return CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory");

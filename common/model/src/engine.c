@@ -10,6 +10,7 @@
 #include "expert_internal.h"
 
 #include <string.h>
+#include <unistd.h>
 
 /* --- open, close --- */
 
@@ -101,6 +102,8 @@ void cw_engine_close(cw_engine **engine)
 void cw_engine_set_experts(cw_engine *e, cw_experts *x)
 {
     e->experts = x ? x : e->local;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    e->takes_turns = e->experts && e->experts->on_our_cores && cw_pool_threads(e->pool) >= cores;
 }
 
 /* --- questions --- */

@@ -46,6 +46,7 @@ struct cw_engine {
     cw_expert_shape *shapes; /* [n_layers] */
     cw_expert_set *set;      /* local only */
     cw_experts *local;       /* local only; what `experts` is until set */
+    bool takes_turns; /* with the experts, over cores that both need: shared experts come after the routed ones */
     cw_experts *experts;
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */

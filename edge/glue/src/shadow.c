@@ -364,6 +364,7 @@ static const cw_experts_vtable watched_vtable = {watched_submit, watched_collect
 
 cw_experts *cw_shadow_watch(cw_shadow *s, cw_experts *inner)
 {
-    s->watch = (watched){.base = {&watched_vtable}, .inner = inner, .shadow = s};
+    s->watch = (watched){
+        .base = {.vt = &watched_vtable, .on_our_cores = inner->on_our_cores}, .inner = inner, .shadow = s};
     return &s->watch.base;
 }

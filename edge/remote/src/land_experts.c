@@ -8,9 +8,10 @@
 #include <string.h>
 #include <time.h>
 
-#include "cw/recycled.h"
+#include "cw/address.h"
 #include "cw/clock.h"
 #include "cw/mem.h"
+#include "cw/recycled.h"
 #include "mainland_internal.h"
 
 /* The flag has no bell: how long a cancelled wait may go on, against waking up for nothing. */
@@ -214,8 +215,23 @@ static void destroy(cw_experts *self)
 
 static const cw_experts_vtable vtable = {submit, collect, destroy};
 
+/* Whether every worker that can be reached is on this machine. */
+static bool all_are_here(cw_mainland *m)
+{
+    cw_address a;
+    uint32_t n = 0, here = 0;
+    land_refresh_locked(m);
+    for (size_t i = 0; i < m->n_workers; i++) {
+        if (!m->workers[i].up) continue;
+        n++;
+        here += cw_address_parse(m->workers[i].address, CW_ADDRESS_CONNECT, &a, NULL) == CW_OK && a.loopback;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return n && here == n;
+}
+
 cw_experts *cw_mainland_experts(cw_mainland *m)
 {
-    m->experts = (land_experts){.base = {&vtable}, .m = m};
+    m->experts = (land_experts){.base = {.vt = &vtable, .on_our_cores = all_are_here(m)}, .m = m};
     return &m->experts.base;
 }

@@ -272,7 +272,7 @@ static void calls_are_well_formed_and_go_to_every_layer(void **state)
     const cw_model_config *config = cw_engine_config(e);
     for (int busy = 0; busy < 2; busy++) {
         for (int used = 1; used <= config->n_experts; used += config->n_experts - 1) {
-            watcher w = {{&vt}, config, cw_engine_expert_shapes(e), .n_used = used};
+            watcher w = {{.vt = &vt}, config, cw_engine_expert_shapes(e), .n_used = used};
             cw_bench_wire_case c = {.n_rows = 3, .n_used = used, .calls = 80, .busy = busy};
             cw_bench_wire_result r;
             if (cw_bench_wire_run(&w.base, config, w.shapes, cw_kernels_best(), &c, NULL, &r, &err) != CW_OK)
@@ -293,7 +293,7 @@ static void a_failing_call_ends_the_measurement(void **state)
     static const cw_experts_vtable vt = {watch_submit, watch_collect, watch_destroy};
     cw_engine *e = engine(16);
     cw_err err;
-    watcher w = {{&vt}, cw_engine_config(e), cw_engine_expert_shapes(e), .n_used = 2, .fail_at = 7};
+    watcher w = {{.vt = &vt}, cw_engine_config(e), cw_engine_expert_shapes(e), .n_used = 2, .fail_at = 7};
     cw_bench_wire_case c = {.n_rows = 1, .n_used = 2, .calls = 80, .busy = 2};
     cw_bench_wire_result r;
     assert_int_equal(cw_bench_wire_run(&w.base, w.config, w.shapes, cw_kernels_best(), &c, NULL, &r, &err),

@@ -66,6 +66,9 @@ typedef struct {
 /* Implementations embed this as their first member. */
 struct cw_experts {
     const cw_experts_vtable *vt;
+    /* Other processes of this very machine compute them: an engine that uses all cores does nothing of its
+     * own meanwhile. */
+    bool on_our_cores;
 };
 
 CW_MUST_USE static inline cw_status cw_experts_submit(cw_experts *x, const cw_expert_call *call,
