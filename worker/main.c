@@ -2,12 +2,13 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "cw/cpus.h"
 #include "cw/option.h"
 #include "cw/signal.h"
 #include "cw/worker_shell.h"
 
 typedef struct {
-    const char *join, *name, *state, *listen, *advertise, *model, *isa, *metrics;
+    const char *join, *name, *state, *listen, *advertise, *model, *isa, *metrics, *cpus;
     uint64_t memory, disk, pull_limit;
     int64_t threads, fault_zap;
     int64_t drain_timeout;
@@ -34,6 +35,10 @@ static const cw_option rows[] = {
      "memory for experts, for instance 4G; 0: four fifths of what is free"},
     {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
      "threads that compute; 0: one per CPU"},
+    {"cpus", 0, CW_OPT_STRING, AT(cpus), "LIST", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "stay on these CPUs, such as 0-15; for several workers on one machine, one for each socket of it; "
+     "without "
+     "it anywhere"},
     {"model", 0, CW_OPT_STRING, AT(model), "FILE", NULL, 0, 0, NULL, NULL, NULL, 0,
      "local copy of the cluster's model, so that nothing has to be pulled from the coordinator"},
     {"disk", 0, CW_OPT_SIZE, AT(disk), "SIZE", NULL, 0, 0, "4G", NULL, NULL, 0,
@@ -94,6 +99,7 @@ int main(int argc, char **argv)
     cw_err err = {0};
     int code = cw_program_start(&program, argc, argv, &o, &parsed);
     if (code >= 0) return code;
+    if (o.cpus && cw_cpus_bind(o.cpus, &err) != CW_OK) return cw_program_usage(&program, &err);
     if (cw_signal_install(&err) != CW_OK) return cw_program_fail(&program, &err);
     cw_worker_options wo = {.join = o.join,
                             .name = o.name,

@@ -20,7 +20,7 @@ typedef struct {
     int kv;           /* cw_kv_type */
     int prefill_form; /* cw_prefill */
     int64_t ctx, threads, chunk;
-    const char *groups;
+    const char *groups, *cpus;
     /* mainland */
     const char *join, *state, *name;
     int mode, warm, drafter;

@@ -1,5 +1,6 @@
 /* causeway: the edge's command. Only this file exits. */
 #include "cli.h"
+#include "cw/cpus.h"
 #include "cw/signal.h"
 
 #include <string.h>
@@ -25,6 +26,8 @@ int main(int argc, char **argv)
     int code = cw_program_start(&cli_program, argc, argv, &options, &parsed);
     if (code >= 0) return code;
     cw_err err;
+    if (options.cpus && cw_cpus_bind(options.cpus, &err) != CW_OK)
+        return cw_program_usage(&cli_program, &err);
     if (cw_signal_install(&err) != CW_OK) return cli_fail(&err);
     for (size_t i = 0; i < CW_ARRAY_LEN(commands); i++)
         if (strcmp(commands[i].name, parsed.command->name) == 0) return commands[i].run(&options, &parsed);

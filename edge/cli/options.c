@@ -18,6 +18,8 @@ static const cw_option model_rows[] = {
 static const cw_option threads_rows[] = {
     {"threads", 0, CW_OPT_INT, AT(threads), "N", NULL, 0, 256, "0", NULL, NULL, 0,
      "compute threads; 0: one per core"},
+    {"cpus", 0, CW_OPT_STRING, AT(cpus), "LIST", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "stay on these CPUs, such as 0-3,8, a compute thread on each; without it anywhere"},
     {0},
 };
 
@@ -204,6 +206,8 @@ static const cw_option bench_rows[] = {
      "tokens that a session holds before"},
     {"threads", 't', CW_OPT_STRING, AT(thread_list), "LIST", NULL, 0, 0, "0", NULL, NULL, 0,
      "compute threads, one after the other; 0: one per core"},
+    {"cpus", 0, CW_OPT_STRING, AT(cpus), "LIST", NULL, 0, 0, NULL, NULL, NULL, 0,
+     "stay on these CPUs, such as 0-3,8, a compute thread on each; without it anywhere"},
     {"batch", 'b', CW_OPT_STRING, AT(batch), "LIST", NULL, 0, 0, "1", NULL, NULL, CW_OPT_NO_ENV,
      "sessions that decode together"},
     {"rounds", 'r', CW_OPT_INT, AT(rounds), "N", NULL, 1, 1000, "5", NULL, NULL, CW_OPT_NO_ENV,

@@ -186,7 +186,8 @@ static cw_status start(cw_net *n, cw_err *err)
     /* A monitored DEALER takes three; libzmq closes sockets a little after we do, hence twice. */
     int sockets = 64 + 6 * (int)n->cfg.max_peers, limit = zmq_ctx_get(n->zmq, ZMQ_SOCKET_LIMIT);
     if (zmq_ctx_set(n->zmq, ZMQ_MAX_SOCKETS, limit > 0 && sockets > limit ? limit : sockets) != 0 ||
-        zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0)
+        zmq_ctx_set(n->zmq, ZMQ_IO_THREADS, (int)n->cfg.io_threads) != 0 ||
+        (n->cfg.io_bound && zmq_ctx_set(n->zmq, ZMQ_THREAD_AFFINITY_CPU_ADD, n->cfg.io_cpu) != 0))
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", zmq_strerror(errno));
     net_zap_config z = {
         .connect_rate = n->cfg.connect_rate, .fault_ms = n->cfg.fault_zap_ms, .on_death = zap_died, .ctx = n};

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Split against local on one machine, in interleaved pairs: the same cores, the same model, the same bits.
 
-    split.py -m MODEL [--pairs 10] [--halves] [-p 512] [-n 32] [-t 2] [--wire] [--worker-arg=ARG ...] [--json]
+    split.py -m MODEL [--pairs 10] [--halves] [-p 512] [-n 32] [-t 2] [--wire] [--free] [--worker-arg=ARG ...] [--json]
 
 Starts a coordinator and two workers of one thread (each with a copy of all experts, or with --halves each with its own
 half), then runs `causeway bench` with the experts in the process and with the experts on the workers in turn, and prints
-the median of the ratios with quartiles. --wire adds `causeway bench --wire` at the end. Nothing else may run meanwhile.
+the median of the ratios with quartiles. Everybody is bound to CPUs (--cpus): each worker to one, `causeway bench` to
+both, in the process as well; with --free nobody is. --wire adds `causeway bench --wire` at the end. Nothing else may run meanwhile.
 """
 import argparse
 import json
@@ -62,7 +63,8 @@ def start(o, c):
         total = expert_bytes(o.model)
         # The coordinator keeps 2 % of a worker's memory free, at least the largest expert.
         memory = ["--memory", str(int(total / 2 * 1.05))]
-    workers = [c.start_worker(f"w{i}", "--model", o.model, "--disk", "0", *memory, *o.worker_arg) for i in range(2)]
+    bound = lambda i: [] if o.free else ["--cpus", i]
+    workers = [c.start_worker(f"w{i}", "--model", o.model, "--disk", "0", *bound(i), *memory, *o.worker_arg) for i in range(2)]
     # Another half of the experts has nowhere to go; replicas that still come would change what is measured.
     held = lambda: [w["experts"] for w in lines(c.admin("workers", "--json").stdout)]
     status = lambda: c.admin_json("status")
@@ -95,6 +97,7 @@ def main():
     p.add_argument("-t", "--threads", default="2")
     p.add_argument("-b", "--batch", default="1")
     p.add_argument("--wire", action="store_true")
+    p.add_argument("--free", action="store_true")
     p.add_argument("--worker-arg", action="append", default=[])
     p.add_argument("--bench-arg", action="append", default=[])
     p.add_argument("--state", type=pathlib.Path, help="keep the cluster's files here, so that the next run need not hash the model again")
@@ -105,7 +108,7 @@ def main():
         workers, experts, held = start(o, c)
         print(f"{experts} experts, the workers hold {held[0]} and {held[1]}", file=sys.stderr)
         join = c.join("edge")
-        work = ["-p", o.prefill, "-n", o.generate, "-t", o.threads, "-b", o.batch, "-r", "1"]
+        work = ["-p", o.prefill, "-n", o.generate, "-t", o.threads, "-b", o.batch, "-r", "1", *([] if o.free else ["--cpus", "0,1"])]
         rounds = []
         for i in range(o.pairs):
             pair = {}
@@ -121,7 +124,7 @@ def main():
             print(json.dumps(row) if o.json else
                   f"{test[0]:20} split {row['split']:9.2f}   local {row['local']:9.2f}   split/local {median:6.3f}   quartiles {q1:.3f} to {q3:.3f}")
         if o.wire:
-            print(bench(o, c, "--wire", "--join", join, "-t", o.threads, *o.bench_arg), end="")
+            print(bench(o, c, "--wire", "--join", join, "-t", o.threads, *([] if o.free else ["--cpus", "0,1"]), *o.bench_arg), end="")
 
 
 if __name__ == "__main__":

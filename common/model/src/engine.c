@@ -87,6 +87,7 @@ void cw_engine_close(cw_engine **engine)
     if (!engine || !*engine) return;
     cw_engine *e = *engine;
     cw_expanded_free(&e->expanded);
+    cw_aside_free(&e->aside);
     cw_pass_free(&e->pass[0]);
     cw_pass_free(&e->pass[1]);
     cw_experts_free(&e->local);
@@ -102,8 +103,13 @@ void cw_engine_close(cw_engine **engine)
 void cw_engine_set_experts(cw_engine *e, cw_experts *x)
 {
     e->experts = x ? x : e->local;
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    e->takes_turns = e->experts && e->experts->on_our_cores && cw_pool_threads(e->pool) >= cores;
+    cw_err err;
+    e->fills_gaps =
+        e->experts && e->experts->on_our_cores && cw_pool_threads(e->pool) >= sysconf(_SC_NPROCESSORS_ONLN);
+    if (!e->fills_gaps || e->aside) return;
+    /* Slower, not wrong, without it. */
+    e->fills_gaps = cw_aside_new(cw_pool_threads(e->pool), &e->aside, &err) == CW_OK;
+    if (!e->fills_gaps) CW_LOG_W("model", "shared experts will not run beside the others: %s", err.text);
 }
 
 /* --- questions --- */

@@ -2,6 +2,7 @@
 #pragma once
 #include "act.h"
 #include "attention.h"
+#include "cw/aside.h"
 #include "cw/engine.h"
 #include "cw/phases.h"
 #include "expanded.h"
@@ -46,8 +47,10 @@ struct cw_engine {
     cw_expert_shape *shapes; /* [n_layers] */
     cw_expert_set *set;      /* local only */
     cw_experts *local;       /* local only; what `experts` is until set */
-    bool takes_turns; /* with the experts, over cores that both need: shared experts come after the routed ones */
     cw_experts *experts;
+    cw_aside
+        *aside; /* for the shared experts while others compute on our cores; from when it was needed on */
+    bool fills_gaps;  /* of the present experts: use it */
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */
     cw_phase_clock clock;
@@ -77,6 +80,15 @@ struct cw_session {
     int exact; /* positions before this one are under the promise of equal bits */
     cw_follower follower;
 };
+
+/* A feed-forward that runs beside the wait for the routed experts. */
+typedef struct {
+    struct cw_pass *p;
+    int layer;
+    bool under_way;
+    cw_status status;
+    cw_err err;
+} cw_ffn_aside;
 
 /* --- pass.c: the rows of one (half-)batch on their way through the layers --- */
 
@@ -114,7 +126,8 @@ struct cw_pass {
     float *combined;          /* [n, d_model] */
     cw_expert_call call;
     uint64_t ticket;
-    bool waiting;     /* a ticket is to be collected */
+    bool waiting; /* a ticket is to be collected */
+    cw_ffn_aside aside;
     float *logits;    /* [n, n_vocab] for rows whose destinations do not lie together */
     uint8_t *row_bad; /* [n] */
 };
@@ -138,16 +151,18 @@ void cw_pass_abandon(cw_pass *p);
 CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
 /* Where keys and values of a key/value head (0 for MLA) are in a cache row. */
 cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head);
-/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. */
-CW_MUST_USE cw_status cw_pass_feed_forward(cw_pass *p, int layer, cw_err *err);
+/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. Begin may return
+ * before that is done: aside, where the routed experts are computed on the same cores; end waits. */
+CW_MUST_USE cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err);
+CW_MUST_USE cw_status cw_pass_feed_forward_end(cw_pass *p, cw_err *err);
 /* Routes p->h and submits the call. */
 CW_MUST_USE cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err);
 /* p->combined = the routed experts' sum. */
 CW_MUST_USE cw_status cw_pass_collect(cw_pass *p, int layer, cw_err *err);
 
 /* One product, with NUMERIC naming `what` when its input cannot be quantised. */
-CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, int layer,
-                                      cw_err *err);
+CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_pool *pool, cw_act *in, const cw_weight *w, float *y,
+                                      int layer, cw_err *err);
 CW_MUST_USE cw_status cw_pass_check(const cw_act *a, int layer, cw_err *err);
 
 /* --- phases.c: where the time goes; nothing but one test of a flag while nobody asks --- */

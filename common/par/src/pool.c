@@ -12,6 +12,7 @@
  * sleep.
  */
 #include "cw/pool.h"
+#include "cw/cpus.h"
 #include "cw/mem.h"
 
 #include <pthread.h>
@@ -128,12 +129,13 @@ static void *member_main(void *arg)
     return NULL;
 }
 
-static int available_cpus(void)
+/* The caller's thread is left alone: it finds the first CPU free. */
+static void keep_to(pthread_t thread, int index)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cw_cpus_get(index), &one);
+    (void)pthread_setaffinity_np(thread, sizeof one, &one); /* slower without */
 }
 
 cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err)
@@ -141,7 +143,7 @@ cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err)
     if (n_threads < 0 || n_threads > CW_POOL_MAX_THREADS)
         return CW_FAIL(err, CW_STATUS_INVALID, "a pool can have 1 to %d threads, not %d", CW_POOL_MAX_THREADS,
                        n_threads);
-    int cpus = available_cpus();
+    int cpus = cw_cpus_count();
     if (n_threads == 0) n_threads = cpus < CW_POOL_MAX_THREADS ? cpus : CW_POOL_MAX_THREADS;
     cw_pool *p = cw_calloc(1, sizeof *p);
     struct member *members = cw_calloc((size_t)n_threads, sizeof *members);
@@ -166,6 +168,7 @@ cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err)
             return CW_FAIL(err, CW_STATUS_LIMIT, "the system gave %d of %d compute threads", i, n_threads);
         }
         p->n_started = i + 1;
+        if (cw_cpus_bound() && n_threads == cpus) keep_to(members[i].thread, i);
     }
     cw_fp_setup();
     *out = p;

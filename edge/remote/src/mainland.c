@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "cw/clock.h"
+#include "cw/cpus.h"
 #include "cw/log.h"
 #include "cw/mem.h"
 #include "mainland_internal.h"
@@ -94,6 +95,9 @@ static cw_status open_net(cw_mainland *m, cw_err *err)
                        .keys = m->member.keys,
                        .max_peers = 1100,
                        .peer_credit = 16 << 20,
+                       /* Beside the engine's thread, which sleeps when they have something to do. */
+                       .io_bound = cw_cpus_bound(),
+                       .io_cpu = cw_cpus_get(0),
                        .local_dir = m->local_dir};
     if (cw_net_new(&c, &role, &m->net, NULL) == CW_OK) return CW_OK;
     c.max_peers = 128;

@@ -33,6 +33,8 @@ typedef struct {
     const cw_keys *keys; /* borrowed as long as the net lives */
     uint32_t max_peers; /* links at once [64], as many opened ones again; sizes MAX_SOCKETS and descriptors */
     uint32_t io_threads;   /* [1] */
+    bool io_bound;         /* I/O threads keep to io_cpu [anywhere] */
+    int io_cpu;
     uint32_t heartbeat_ms; /* [2000]; a link without traffic for three of them is down */
     uint32_t connect_rate; /* handshakes an address may begin in 10 s [40 + 4 * max_peers] */
     uint32_t ban_s;        /* how long a blamed key is refused [30] */

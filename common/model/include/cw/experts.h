@@ -66,8 +66,8 @@ typedef struct {
 /* Implementations embed this as their first member. */
 struct cw_experts {
     const cw_experts_vtable *vt;
-    /* Other processes of this very machine compute them: an engine that uses all cores does nothing of its
-     * own meanwhile. */
+    /* Other processes of this very machine compute them: an engine that uses all its cores leaves them the
+     * first claim meanwhile. */
     bool on_our_cores;
 };
 

@@ -19,7 +19,7 @@ enum { CW_POOL_MAX_THREADS = 256 };
 
 /*
  * n_threads counts the caller: 1 starts no thread and cw_pool_run is a plain loop. 0 means one per available
- * CPU. Sets the floating-point mode of the calling thread too. Errors: INVALID (n_threads out of 0..256),
+ * CPU. In a process bound to as many CPUs (cw/cpus.h) every started thread keeps to its own. Sets the floating-point mode of the calling thread too. Errors: INVALID (n_threads out of 0..256),
  * NO_MEMORY, LIMIT (the system gives no more threads).
  */
 CW_MUST_USE cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err);
