@@ -225,6 +225,7 @@ static cw_status run(cli_bench_run *b, cw_err *err)
     for (size_t i = 0; i < b->n_threads; i++) {
         cw_pool *pool = NULL;
         CW_TRY(cw_pool_new(b->threads[i], &pool, err));
+        cw_pool_settle(pool);
         cw_status s = with_pool(b, pool, err);
         cw_pool_free(&pool);
         if (s != CW_OK) return s;

@@ -275,6 +275,7 @@ static cw_status open_draft(const cli_options *o, cli_setup *s, cw_err *err)
 static cw_status open_mode(const cli_options *o, cli_setup *s, cw_err *err)
 {
     CW_TRY(cw_pool_new((int)o->threads, &s->pool, err));
+    cw_pool_settle(s->pool);
     CW_TRY(cli_fallback_path(o, &s->fallback_path, err));
     if (o->mode == CLI_MODE_OFFLINE) return open_offline(o, s, err);
     CW_TRY(cli_model_path(o, &s->model_path, err));

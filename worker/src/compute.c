@@ -48,6 +48,7 @@ static void *run(void *arg)
 {
     compute *c = arg;
     cw_fp_setup();
+    cw_pool_settle(c->c.pool);
     for (;;) {
         cw_job *job = cw_queue_pop_wait(c->in, -1);
         if (!job) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 static bool bound;
+static cpu_set_t bound_to;
 
 /* One "A" or "A-B" at *s, which moves behind it. */
 static bool take_range(const char **s, cpu_set_t *set)
@@ -44,6 +45,7 @@ cw_status cw_cpus_bind(const char *list, cw_err *err)
                            "--cpus %.40s: there is no CPU %d here that this process may use", list, i);
     if (sched_setaffinity(0, sizeof set, &set) != 0)
         return CW_FAIL(err, CW_STATUS_INVALID, "--cpus %.40s: %s", list, strerror(errno));
+    bound_to = set;
     bound = true;
     return CW_OK;
 }
@@ -53,18 +55,23 @@ bool cw_cpus_bound(void)
     return bound;
 }
 
+static bool get_set(cpu_set_t *set)
+{
+    if (bound) *set = bound_to;
+    return bound || sched_getaffinity(0, sizeof *set, set) == 0;
+}
+
 int cw_cpus_count(void)
 {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    int n = CPU_COUNT(&set);
+    int n = get_set(&set) ? CPU_COUNT(&set) : 1;
     return n > 0 ? n : 1;
 }
 
 int cw_cpus_get(int i)
 {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 0;
+    if (!get_set(&set)) return 0;
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
         if (CPU_ISSET(cpu, &set) && i-- == 0) return cpu;
     return 0;

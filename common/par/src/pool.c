@@ -129,13 +129,22 @@ static void *member_main(void *arg)
     return NULL;
 }
 
-/* The caller's thread is left alone: it finds the first CPU free. */
 static void keep_to(pthread_t thread, int index)
 {
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(cw_cpus_get(index), &one);
     (void)pthread_setaffinity_np(thread, sizeof one, &one); /* slower without */
+}
+
+static bool is_bound(const cw_pool *p)
+{
+    return cw_cpus_bound() && p->n_threads == cw_cpus_count();
+}
+
+void cw_pool_settle(const cw_pool *p)
+{
+    if (p && is_bound(p)) keep_to(pthread_self(), 0);
 }
 
 cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err)
@@ -168,7 +177,7 @@ cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err)
             return CW_FAIL(err, CW_STATUS_LIMIT, "the system gave %d of %d compute threads", i, n_threads);
         }
         p->n_started = i + 1;
-        if (cw_cpus_bound() && n_threads == cpus) keep_to(members[i].thread, i);
+        if (is_bound(p)) keep_to(members[i].thread, i);
     }
     cw_fp_setup();
     *out = p;

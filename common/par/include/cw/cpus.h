@@ -12,7 +12,7 @@ CW_MUST_USE cw_status cw_cpus_bind(const char *list, cw_err *err);
 /* Whether it was. */
 bool cw_cpus_bound(void);
 
-/* CPUs that the calling thread may use, at least 1. */
+/* CPUs of the process: those it is bound to, else those that the calling thread may use; at least 1. */
 int cw_cpus_count(void);
 /* The number of the i-th of them, 0 <= i < count. */
 int cw_cpus_get(int i);

@@ -19,10 +19,14 @@ enum { CW_POOL_MAX_THREADS = 256 };
 
 /*
  * n_threads counts the caller: 1 starts no thread and cw_pool_run is a plain loop. 0 means one per available
- * CPU. In a process bound to as many CPUs (cw/cpus.h) every started thread keeps to its own. Sets the floating-point mode of the calling thread too. Errors: INVALID (n_threads out of 0..256),
- * NO_MEMORY, LIMIT (the system gives no more threads).
+ * CPU. In a process bound to as many CPUs (cw/cpus.h) every started thread keeps to its own; cw_pool_settle
+ * for the caller. Sets the floating-point mode of the calling thread too. Errors: INVALID (n_threads out of
+ * 0..256), NO_MEMORY, LIMIT (the system gives no more threads).
  */
 CW_MUST_USE cw_status cw_pool_new(int n_threads, cw_pool **out, cw_err *err);
+/* By the thread that will call cw_pool_run, where no other does: in a bound process it keeps to the first
+ * CPU, and so do the threads that it starts from then on. */
+void cw_pool_settle(const cw_pool *pool);
 /* Stops and joins the threads. Must not be called while cw_pool_run is in progress. */
 void cw_pool_free(cw_pool **pool);
 
