@@ -69,6 +69,8 @@ class Usage(unittest.TestCase):
         self.refused(2, "is not a number", "logits", "--tokens", "1,x", "--after", "1", "--out", "/dev/null")
         self.refused(2, "there are 2 tokens", "logits", "--tokens", "1,2", "--after", "3", "--out", "/dev/null")
         self.refused(2, "TEXT is missing", "tokenize")
+        self.refused(2, "numbers and ranges such as 0-3,8", "run", "-p", "x", "--cpus", "0..3")
+        self.refused(2, "there is no CPU", "run", "-p", "x", "--cpus", str(max(os.sched_getaffinity(0)) + 1))
         self.refused(2, "which command", )
 
     def test_failed_work_is_1(self):
@@ -172,7 +174,7 @@ class Logits(unittest.TestCase):
     def test_chunks_threads_and_instruction_sets_do_not_change_a_bit(self):
         after = f"1,7,{self.n - 1},{self.n}"
         want = self.rows(after=after)
-        for args in (("--chunk", "1"), ("--chunk", "7"), ("--threads", "3"), ("--isa", "scalar"), ("--isa", "scalar", "--chunk", "5")):
+        for args in (("--chunk", "1"), ("--chunk", "7"), ("--threads", "3"), ("--cpus", str(min(os.sched_getaffinity(0)))), ("--isa", "scalar"), ("--isa", "scalar", "--chunk", "5")):
             self.assertEqual(self.rows(*args, after=after), want, args)
 
     def test_the_type_of_the_cache_does(self):
