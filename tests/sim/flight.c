@@ -51,7 +51,7 @@ static void life(void *ctx, void *arg)
     (void)arg;
     visit(t);
     if (sim_now(s) < t->f->end)
-        sim_at(s, sim_now(s) + some_us(s, 5 * SIM_MINUTE, 6 * SIM_HOUR), life, t, NULL);
+        sim_at(s, sim_now(s) + some_us(s, 10 * SIM_MINUTE, 12 * SIM_HOUR), life, t, NULL);
 }
 
 /* Never asleep: its ticket must be renewed, its links close and open. */

@@ -286,6 +286,13 @@ static void run(const row *r)
     shape_free(&s, r->workers);
 }
 
+/* Sanitizers look at the code, and these shapes have no other than the small ones: their figures are the
+ * release build's. */
+static bool is_too_large(uint32_t workers)
+{
+    return CW_SANITIZED && workers > 100;
+}
+
 static void near_the_bound_and_not_behind_eplb(void **state)
 {
     (void)state;
@@ -308,7 +315,8 @@ static void near_the_bound_and_not_behind_eplb(void **state)
         {"V2-Lite, Zipf 1, speeds 1:100", 26, 64, 6, 2.5, ZIPF, 1, 1, 100, 1.1, false},
     };
     print_message("%-34s %4s %7s %-16s %7s\n", "model, load", "n", "layers", "EPLB (divided)", "total");
-    for (size_t i = 0; i < CW_ARRAY_LEN(rows); i++) run(&rows[i]);
+    for (size_t i = 0; i < CW_ARRAY_LEN(rows); i++)
+        if (!is_too_large(rows[i].workers)) run(&rows[i]);
 }
 
 /* ---- moves
@@ -376,18 +384,46 @@ static void joins_and_drains_load_little_more_than_they_must(void **state)
     move_one("V2-Lite, mixed, two homes", 26, 64, 8, 2.6, MIXED, 1);
     move_one("V3, mixed, tight", 58, 256, 16, 1.15, MIXED, 1);
     move_one("V3, Zipf 1", 58, 256, 32, 1.6, ZIPF, 1);
+    if (is_too_large(1000)) return;
     move_one("V3, mixed, two homes", 58, 256, 1000, 3, MIXED, 1);
     move_one("V3, Zipf 1", 58, 256, 1000, 1.5, ZIPF, 1);
 }
 
 /* 58 layers of 256 experts on 1,000 workers: from nothing, and when one worker comes or goes. */
+static int by_value(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds of this machine for a piece of work that placements are made of: loads drawn and sorted. */
+static double yard_s(void)
+{
+    enum { N = 58 * 256 * 32 };
+    float *x = cw_calloc(N, sizeof *x);
+    assert_non_null(x);
+    struct timespec a, b;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &a);
+    for (int i = 0; i < N; i++) x[i] = (float)exp(3 * rnd());
+    qsort(x, N, sizeof *x, by_value);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &b);
+    assert_true(x[0] <= x[N / 2] && x[N / 2] <= x[N - 1]);
+    cw_free(x);
+    return (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9;
+}
+
+/* Less than a second on a machine whose yard takes YARD_S and that does nothing else (docs/RESILIENCE.md),
+ * and two whatever else it does. Slower ones, emulated and instrumented ones may take four times as many
+ * times longer: no two pieces of work suffer alike. */
+#define YARD_S 0.058
+
 static void a_thousand_workers_take_less_than_a_second(void **state)
 {
     (void)state;
     static const double memories[] = {1.1, 4, 40, 600};
-    double limit =
-        CW_SANITIZED ? 20 : 2; /* below 1 on a machine that does nothing else; docs/RESILIENCE.md */
-    for (size_t i = 0; i < CW_ARRAY_LEN(memories); i++) {
+    double yard = yard_s(), limit = !CW_SANITIZED && yard < 1.5 * YARD_S ? 2 : 4 * yard / YARD_S;
+    print_message("the yard takes %.3f s\n", yard);
+    for (size_t i = 0; i < (CW_SANITIZED ? 2 : CW_ARRAY_LEN(memories)); i++) {
         shape s;
         rnd_state = 5;
         shape_new(&s, 58, 256, 1000);
