@@ -67,9 +67,16 @@ static void print_summary(chat *c)
     cli_printer_summary(&c->printer, &sum);
 }
 
+static void set_away(chat *c, bool away)
+{
+    cw_err err;
+    c->away = away;
+    CW_ASSERT(cw_talk_begin_away(c->talk, away, &err) == CW_OK || !c->setup.fallback);
+}
+
 /*
  * An answer waits some seconds for experts that are out of reach before the fallback goes on. Once that has
- * happened, the next answers are the fallback's at once, until every expert can be reached again.
+ * happened, the fallback begins the next answers at once, until every expert can be reached again.
  */
 static void look_for_experts(chat *c)
 {
@@ -79,6 +86,7 @@ static void look_for_experts(chat *c)
         c->away = true;
     if (!c->away) return;
     cw_mainland_status st;
+    cw_mainland_want(c->setup.land);
     cw_mainland_get_status(c->setup.land, &st);
     c->away = !st.covered || !cw_mainland_is_online(c->setup.land);
     char sentence[sizeof st.why + 256];
@@ -90,8 +98,7 @@ static void look_for_experts(chat *c)
     else
         snprintf(sentence, sizeof sentence, "%s can be reached again", cw_speaker_name(c->setup.main));
     if (c->away || was_away) cli_printer_notice(&c->printer, sentence);
-    cw_err err;
-    CW_ASSERT(cw_talk_use_fallback(c->talk, c->away, &err) == CW_OK); /* both are there */
+    set_away(c, c->away);
 }
 
 /* The answer becomes part of the conversation, with who wrote what. */
@@ -130,9 +137,12 @@ static cw_status answer_it(chat *c, cw_err *err)
         s = add_answer(c, err);
     else
         cw_conversation_drop(&c->conv); /* nothing was answered: the next question must not follow this one */
+    /* It came back in the middle. */
+    if (c->away && c->setup.main && strcmp(c->last.model, cw_speaker_name(c->setup.main)) == 0)
+        c->away = false;
     c->n_answers++;
     c->n_tokens += c->last.n_tokens;
-    c->n_fallback += c->offline || c->away ? c->last.n_tokens : c->last.n_fallback;
+    c->n_fallback += c->offline ? c->last.n_tokens : c->last.n_fallback;
     c->decode_us += c->last.decode_us;
     tell_cluster(c);
     cw_free(raw);
@@ -253,7 +263,7 @@ static void set_mode(chat *c, const char *word)
         return;
     }
     c->offline = offline;
-    c->away = false;
+    set_away(c, false);
     show_mode(c);
 }
 

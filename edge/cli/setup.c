@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LOOK_US = 50000, LOOKS = 3 };
+enum { LOOK_US = 50000, LOOKS = 3, WANT_US = 1000000 };
 enum { WAIT_SPLIT_MS = 30000, WAIT_AUTO_MS = 5000, EXPANDED_ROWS = 1024 };
 
 cw_status cli_model_path(const cli_options *o, char **out, cw_err *err)
@@ -350,6 +350,10 @@ static bool is_back(void *ctx)
     int64_t now = cw_now_us();
     if (!cw_mainland_is_online(s->land)) {
         s->n_covered = 0;
+        if (now - s->wanted_us > WANT_US) {
+            cw_mainland_want(s->land);
+            s->wanted_us = now;
+        }
         return false;
     }
     if (now - s->looked_us < LOOK_US) return false;

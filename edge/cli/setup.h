@@ -20,6 +20,7 @@ typedef struct {
     cw_mainland *land;
     char *model_path, *fallback_path;
     cw_talk_draft draft;
+    int64_t wanted_us; /* when the mainland was last asked for while it was away */
     int64_t looked_us; /* when it was last looked whether experts can be reached again */
     int n_covered;     /* times in a row that all of them could */
     cli_governed governed;

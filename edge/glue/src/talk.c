@@ -125,6 +125,14 @@ bool cw_talk_state(const cw_talk *t, const cw_session **session, const float **l
     return true;
 }
 
+cw_status cw_talk_begin_away(cw_talk *t, bool away, cw_err *err)
+{
+    if (away && !t->fallback.speaker)
+        return CW_FAIL(err, CW_STATUS_STATE, "there is no fallback model; start with --fallback FILE");
+    t->begins_away = away;
+    return CW_OK;
+}
+
 const char *cw_talk_text(const cw_talk *t, size_t *len)
 {
     *len = t->text_len;
@@ -362,7 +370,8 @@ cw_status cw_talk_answer(cw_talk *t, const cw_talk_prompt *prompt, cw_talk_stats
     t->text_len = 0;
     t->text[0] = 0;
     cw_think_reset(t->think, false);
-    cw_voice *v = t->only_fallback ? &t->fallback : &t->main;
+    t->n_doubt = t->doubt = 0;
+    cw_voice *v = t->only_fallback || t->begins_away ? &t->fallback : &t->main;
     stats->model = cw_speaker_name(v->speaker);
     return answer_and_end(t, &v, prompt, stats, err);
 }

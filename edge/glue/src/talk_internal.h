@@ -39,6 +39,7 @@ struct cw_talk {
     bool fallback_drafts; /* else, with draft.max, the drafter alone */
     cw_shadow *shadow;    /* NULL: nobody follows */
     bool only_fallback;
+    bool begins_away; /* the fallback begins, the main model may take over */
     /* Tokens that the fallback writes before it asks for the main model: more after each return that brought
      * none of its. */
     int doubt, n_doubt; /* how many; still to be written */

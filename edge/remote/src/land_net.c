@@ -116,6 +116,7 @@ static void on_wake(void *ctx, int64_t now_us, int64_t wall_ms, cw_outbox *out)
 {
     cw_mainland *m = ctx;
     (void)wall_ms;
+    if (atomic_exchange(&m->wanted_again, false)) cw_edge_want(m->edge, now_us, out);
     for (slot *s; (s = cw_queue_pop(m->submitted));) {
         s->taken = true;
         s->req.deadline_us = now_us + (int64_t)m->o.call_ms * 1000;

@@ -234,6 +234,12 @@ void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *
     m->tell_ctx = ctx;
 }
 
+void cw_mainland_want(cw_mainland *m)
+{
+    atomic_store(&m->wanted_again, true);
+    cw_net_wake(m->net);
+}
+
 void cw_mainland_tell(cw_mainland *m, uint64_t tokens, uint64_t fallback_tokens, const char *mode)
 {
     pthread_mutex_lock(&m->lock);

@@ -43,6 +43,7 @@ struct cw_mainland {
     pthread_t thread;
     bool running;
     atomic_bool online; /* written by the network thread */
+    atomic_bool wanted_again;
     land_experts experts;
 
     size_t max_entries;

@@ -469,6 +469,38 @@ static void a_following_fallback_gives_the_answer_back_unchanged(void **state)
     every_story(h);
 }
 
+static void an_answer_that_began_away_is_taken_back(void **state)
+{
+    (void)state;
+    how h = {.question = sum, .fallback = demo.student, .sampler = CW_SAMPLER_GREEDY, .verify = REDO};
+    static outcome o, whole;
+    cw_err err;
+    run(&h, NULL, &whole);
+    for (int follows = 0; follows < 2; follows++) {
+        h.follows = follows;
+        memset(&o, 0, sizeof o);
+        o.how = &h;
+        o.want = whole.text;
+        set_gate((cut[MAX_CUTS]){{0, 7}});
+        demo.gate.closed = true;
+        cw_talk *t = open_talk(&h, &o);
+        cw_chat_message m = {"user", (char *)h.question, strlen(h.question)};
+        cw_talk_prompt p = {.messages = &m, .n_messages = 1};
+        assert_int_equal(cw_talk_begin_away(t, true, &err), CW_OK);
+        if (cw_talk_answer(t, &p, &o.stats, &err) != CW_OK) fail_msg("%s", err.text);
+        size_t len;
+        assert_string_equal(cw_talk_text(t, &len), whole.text);
+        assert_int_equal(o.stats.n_changes, 1);
+        assert_int_equal(o.stats.n_fallback, 7);
+        assert_int_equal(o.stats.n_compared, 7);
+        assert_int_equal(cw_talk_begin_away(t, false, &err), CW_OK);
+        if (cw_talk_answer(t, &p, &o.stats, &err) != CW_OK) fail_msg("%s", err.text);
+        assert_int_equal(o.stats.n_changes + o.stats.n_fallback, 0);
+        cw_talk_free(&t);
+        assert_as_if_never_away(demo.teacher, NULL);
+    }
+}
+
 /* It can be reached, so they say, but whenever it is asked it cannot. */
 static void returns_that_bring_nothing_are_tried_ever_more_seldom(void **state)
 {
@@ -636,6 +668,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cold_fallback_gives_the_answer_back_unchanged),
         cmocka_unit_test(a_following_fallback_gives_the_answer_back_unchanged),
+        cmocka_unit_test(an_answer_that_began_away_is_taken_back),
         cmocka_unit_test(returns_that_bring_nothing_are_tried_ever_more_seldom),
         cmocka_unit_test(drafting_makes_no_difference),
         cmocka_unit_test(another_vocabulary_makes_no_difference),

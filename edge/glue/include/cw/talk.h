@@ -129,6 +129,10 @@ void cw_talk_free(cw_talk **t);
 /* Only the fallback speaks from now on, or the main model again. STATE when that speaker is missing. */
 CW_MUST_USE cw_status cw_talk_use_fallback(cw_talk *t, bool on, cw_err *err);
 
+/* The fallback begins the answers from now on, as if the main model had been lost before the first token, or
+ * that does again. STATE when there is no fallback. */
+CW_MUST_USE cw_status cw_talk_begin_away(cw_talk *t, bool away, cw_err *err);
+
 /*
  * One answer; blocks. A cancelled answer is CW_OK with that end. UNSUPPORTED: no chat template (names --raw);
  * LIMIT: the prompt does not fit the context; what the experts return, when no fallback could go on. `stats`

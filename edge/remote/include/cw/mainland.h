@@ -62,6 +62,10 @@ cw_experts *cw_mainland_experts(cw_mainland *m);
  * (cw/tide.h). Never blocks. */
 bool cw_mainland_is_online(const cw_mainland *m);
 
+/* Somebody would ask if it were there: its workers are looked for during the next minute (links that nobody
+ * wants are closed, and then a return is not noticed). Never blocks. */
+void cw_mainland_want(cw_mainland *m);
+
 /* What an answer waits for longer than a second ("waiting for experts of layer 3: worker b is gone"),
  * whenever that changes. From the engine's thread, inside a collect. */
 void cw_mainland_on_waiting(cw_mainland *m, void (*tell)(void *ctx, const char *sentence), void *ctx);
