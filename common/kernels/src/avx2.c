@@ -183,7 +183,7 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 /* clang-format off */
 /* The matrix products. */
 #define MATMUL(name) avx2_matmul_##name
-enum { LANES = 8, Q_STRIPS = 1, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 4, PREFETCH_BYTES = 2048 };
+enum { LANES = 8, Q_STRIPS = 1, Q_STRIPS_ONE = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 4, PREFETCH_BYTES = 2048 };
 typedef __m256 vf;
 typedef __m256i vi;
 

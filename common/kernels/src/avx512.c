@@ -184,7 +184,7 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 /* clang-format off */
 /* The matrix products. */
 #define MATMUL(name) avx512_matmul_##name
-enum { LANES = 16, Q_STRIPS = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 2048 };
+enum { LANES = 16, Q_STRIPS = 2, Q_STRIPS_ONE = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 2048 };
 typedef vi vq;
 static inline vi vi_set1_32(const int8_t *p) { return _mm512_set1_epi32((int)cw_load_u32(p)); }
 static inline vq vq_begin(int32_t init) { return _mm512_set1_epi32(init); }

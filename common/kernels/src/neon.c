@@ -189,7 +189,7 @@ static inline void v16_to_i8(int8_t *q, v16 lo, v16 hi, int32_t *sum_lo, int32_t
 /* clang-format off */
 /* The matrix products. */
 #define MATMUL(name) neon_matmul_##name
-enum { LANES = 4, Q_STRIPS = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 1024 };
+enum { LANES = 4, Q_STRIPS = 2, Q_STRIPS_ONE = 2, Q_ROWS = 4, F_STRIPS = 2, F_ROWS = 8, PREFETCH_BYTES = 1024 };
 typedef float32x4_t vf;
 typedef int32x4_t vi;
 

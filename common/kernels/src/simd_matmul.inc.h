@@ -29,6 +29,10 @@
 
 #include "simd_codes.inc.h"
 
+/* Strips of one row's tile: half a panel at a time leaves too little to do between one load and the next, and
+ * reads every line of the panel twice. */
+enum { Q_STRIPS_MAX = Q_STRIPS_ONE > Q_STRIPS ? Q_STRIPS_ONE : Q_STRIPS };
+
 /* LANES columns of y: where their weights lie. Consecutive strips are halves of a panel, or panels. */
 typedef struct {
     const uint8_t *panel;
@@ -52,16 +56,16 @@ static inline strip strip_of(const cw_weight *w, int64_t index)
  * 16 values go in two halves, whose sums are scaled in integers.
  */
 static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int64_t *x_at, int64_t block,
-                                      int sub, const int nr, const uint8_t *const *q, vi sc[][Q_STRIPS],
-                                      const int ns, vi isum[][Q_STRIPS])
+                                      int sub, const int nr, const uint8_t *const *q, vi sc[][Q_STRIPS_MAX],
+                                      const int ns, vi isum[][Q_STRIPS_MAX])
 {
     const bool sgn = SIGNED_CODES(s.bits, s.lut != NULL), sub16 = s.n_sub == s.block / 16;
     const int offset = sgn ? 0 : s.bits >= 7 || s.lut ? 128 : s.offset, halves = sub16 ? 2 : 1;
     const vi table = s.lut ? vi_lut_load(s.lut, sgn) : vi_set1_8(0);
 #pragma GCC unroll 2
     for (int h = 0; h < halves; h++) {
-        vq part[Q_ROWS][Q_STRIPS];
-        vi eight[Q_STRIPS][2]; /* with a codebook: groups g and g + 1 */
+        vq part[Q_ROWS][Q_STRIPS_MAX];
+        vi eight[Q_STRIPS_MAX][2]; /* with a codebook: groups g and g + 1 */
 #pragma GCC unroll 8
         for (int i = 0; i < nr; i++) {
             int64_t at = x_at[i] + block;
@@ -73,7 +77,7 @@ static ALWAYS_INLINE void block_isums(const q_spec s, const cw_a8 *a, const int6
         for (int e = 0; e < 8; e++) {
             if (e >= 8 / halves) break;
             const int g = 8 / halves * h + e;
-            vi w[Q_STRIPS];
+            vi w[Q_STRIPS_MAX];
 #pragma GCC unroll 2
             for (int t = 0; t < ns; t++) {
                 if (s.grid && g % 2 == 0) grid_eight(s.grid, q[t], sub, g / 2, eight[t]);
@@ -124,7 +128,7 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
     const bool sub16 = s.n_sub == s.block / 16, min16 = sub16 && s.min == CW_MIN_SUB;
     const cw_a8 *a = mm->a8;
     int64_t x_at[Q_ROWS]; /* block of x of each row */
-    vf acc[Q_ROWS][Q_STRIPS];
+    vf acc[Q_ROWS][Q_STRIPS_MAX];
 #pragma GCC unroll 8
     for (int i = 0; i < nr; i++) {
         x_at[i] = cw_mm_source(mm, i0 + i) * (a->ld / 32);
@@ -135,10 +139,10 @@ static ALWAYS_INLINE void q_tile(const q_spec s, const cw_mm *mm, const strip *s
     int64_t n_units = mm->w->k / s.block, block = 0;
     for (int64_t unit = 0, at_unit = 0; unit < n_units; unit++, at_unit += l.unit_bytes) {
         for (int sub = 0; sub < s.block / 32; sub++, block++) {
-            vi isum[Q_ROWS][Q_STRIPS];
-            vf w_scale[Q_STRIPS], w_min[Q_STRIPS];
-            vi sc[2][Q_STRIPS], m[2][Q_STRIPS];
-            const uint8_t *q[Q_STRIPS];
+            vi isum[Q_ROWS][Q_STRIPS_MAX];
+            vf w_scale[Q_STRIPS_MAX], w_min[Q_STRIPS_MAX];
+            vi sc[2][Q_STRIPS_MAX], m[2][Q_STRIPS_MAX];
+            const uint8_t *q[Q_STRIPS_MAX];
 #pragma GCC unroll 2
             for (int t = 0; t < ns; t++) {
                 const uint8_t *u = st[t].panel + at_unit;
@@ -240,11 +244,13 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip
         if (i < row1) TILE(spec, mm, st, ns, i, 1);                                                          \
     } while (0)
 
+#define ONE_ROW(TILE, rows_max, ns) TILE(spec, mm, st, ns, row0, 1)
+
 /*
  * Strips outermost, so that a panel stays in the second-level cache for all its rows. (Cutting k into spans
  * that fit the first level was measured: slower.) Strips wholly beyond n are left out.
  */
-#define OVER_STRIPS(TILE, rows_max, strips)                                                                  \
+#define OVER_STRIPS(ROWS, TILE, rows_max, strips)                                                            \
     do {                                                                                                     \
         int64_t at = panel0 * (CW_PANEL_ROWS / LANES), end = panel1 * (CW_PANEL_ROWS / LANES);               \
         int64_t last = (mm->w->n + LANES - 1) / LANES;                                                       \
@@ -252,11 +258,11 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip
         for (; at + (strips) <= end; at += (strips)) {                                                       \
             strip st[strips];                                                                                \
             for (int t = 0; t < (strips); t++) st[t] = strip_of(mm->w, at + t);                              \
-            OVER_ROWS(TILE, rows_max, strips);                                                               \
+            ROWS(TILE, rows_max, strips);                                                                    \
         }                                                                                                    \
         for (; at < end; at++) {                                                                             \
             strip st[1] = {strip_of(mm->w, at)};                                                             \
-            OVER_ROWS(TILE, rows_max, 1);                                                                    \
+            ROWS(TILE, rows_max, 1);                                                                         \
         }                                                                                                    \
     } while (0)
 
@@ -264,14 +270,17 @@ static ALWAYS_INLINE void f_tile(const f_kind kind, const cw_mm *mm, const strip
     static void MATMUL(type)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t row0, int32_t row1)    \
     {                                                                                                        \
         const q_spec spec = {__VA_ARGS__};                                                                   \
-        OVER_STRIPS(q_tile, Q_ROWS, Q_STRIPS);                                                               \
+        if (Q_STRIPS_ONE != Q_STRIPS && row1 - row0 == 1)                                                    \
+            OVER_STRIPS(ONE_ROW, q_tile, 1, Q_STRIPS_ONE);                                                   \
+        else                                                                                                 \
+            OVER_STRIPS(OVER_ROWS, q_tile, Q_ROWS, Q_STRIPS);                                                \
     }
 
 #define F_TYPE(type, kind)                                                                                   \
     static void MATMUL(type)(const cw_mm *mm, int64_t panel0, int64_t panel1, int32_t row0, int32_t row1)    \
     {                                                                                                        \
         const f_kind spec = kind;                                                                            \
-        OVER_STRIPS(f_tile, F_ROWS, F_STRIPS);                                                               \
+        OVER_STRIPS(OVER_ROWS, f_tile, F_ROWS, F_STRIPS);                                                    \
     }
 
 #include "simd_types.inc.h"
