@@ -1,8 +1,12 @@
 /*
  * Days of many edges whose links come and go, that sleep and wake (flight.h):
  *
- *   test_flight [--edges N] [--hours H] [--seeds FIRST-LAST] [--jobs N]   [50 edges, a day; sanitizers: 3
- * hours] test_flight ... --seeds SEED --trace                                  that one, every message of it
+ *   test_flight [--edges N] [--hours H] [--seeds FIRST-LAST] [--jobs N]
+ *   test_flight ... --seeds SEED --trace
+ *
+ * 50 edges and 12 hours, where sanitizers or emulators slow it 2, unless told; one seed, $CW_SEED gives
+ * another.
+ * --trace: that one, every message of it.
  *
  * The same seed gives the same flight. Of one that failed the end of the story is printed.
  */

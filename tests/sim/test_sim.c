@@ -1,8 +1,11 @@
 /*
  * Whole clusters under faults, one a seed:
  *
- *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]    [1-500; sanitizers: 1-100; $CW_SEED: as many
- * others] [1] test_sim --seeds SEED --trace                            that one, every message of it
+ *   test_sim [--seeds FIRST-LAST] [--jobs N] [--progress]
+ *   test_sim --seeds SEED --trace
+ *
+ * Seeds 1 to 500, where sanitizers or emulators slow it 60, unless told; $CW_SEED: as many others. --trace:
+ * that one, every message of it.
  *
  * The same seed gives the same run. Of a seed that failed the end of the story is printed.
  */
