@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -72,11 +73,12 @@ static void add(cluster_counts *sum, const cluster_counts *c)
 }
 
 /* Every jobs-th seed in a process of its own; the records are smaller than what a pipe writes at once. */
-static void child(const options *o, int index, int fd)
+static void child(const options *o, int index, int fd, uint64_t *at)
 {
     _Static_assert(sizeof(result) < 4096, "one write");
     result r;
     for (uint64_t seed = o->first + (uint64_t)index; seed <= o->last; seed += (uint64_t)o->jobs) {
+        *at = seed;
         run_seed(seed, 0, &r);
         if (write(fd, &r, sizeof r) != (ssize_t)sizeof r) _exit(3);
     }
@@ -98,14 +100,16 @@ static uint64_t run_all(const options *o, cluster_counts *sum, bool *failed)
     uint64_t done = 0, bad = 0;
     double begin = now_s(), shown = begin;
     result r;
+    uint64_t *at = mmap(NULL, sizeof pids / sizeof *pids * sizeof *at, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0); /* what each is doing */
     *failed = true;
-    if (pipe(fd) != 0) return 0;
+    if (at == MAP_FAILED || pipe(fd) != 0) return 0;
     fflush(stdout);
     for (int i = 0; i < o->jobs; i++) {
         pids[i] = fork();
         if (pids[i] == 0) {
             close(fd[0]);
-            child(o, i, fd[1]);
+            child(o, i, fd[1], &at[i]);
         }
     }
     close(fd[1]);
@@ -124,7 +128,8 @@ static uint64_t run_all(const options *o, cluster_counts *sum, bool *failed)
         int status = 0;
         if (*failed) kill(pids[i], SIGKILL);
         if (waitpid(pids[i], &status, 0) != pids[i] || (!*failed && status != 0)) {
-            fprintf(stderr, "a process of the simulation ended with status %d\n", status);
+            printf("seed %llu FAILED at 0 s: its process ended with status %d\n", (unsigned long long)at[i],
+                   status);
             *failed = true;
             bad = 0;
         }
