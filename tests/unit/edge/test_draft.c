@@ -226,7 +226,7 @@ static void compare(const cw_sampler_params *sampler, int max_tokens, int stride
             h.by = FALLBACK, h.draft = n;
             compare_with(plain, demo.prompts[i], h, &counts[FALLBACK]);
         }
-        for (int n = -1; n <= CW_MTP_MAX; n++) {
+        for (int n = demo.all ? -1 : 1; n <= CW_MTP_MAX; n++) {
             if (n == 0) continue;
             h.by = HEAD, h.draft = n;
             compare_with(plain, demo.prompts[i], h, &counts[HEAD]);
@@ -277,6 +277,7 @@ static void a_limit_inside_a_run_ends_it_there(void **state)
         how h = {.max_tokens = max, .sampler = p};
         outcome *plain = answer(a_sum, h);
         for (h.by = FALLBACK; h.by <= HEAD; h.by++) {
+            if (h.by == HEAD && max > 4 && !demo.all) break; /* longer than a run of its guesses */
             h.draft = h.by == HEAD ? CW_MTP_MAX : 8;
             outcome *drafted = answer(a_sum, h);
             assert_same(plain, drafted, "sum", h.draft);

@@ -172,10 +172,10 @@ static void a_session_that_turns_back_is_followed(void **state)
     assert_int_equal(from, 0);
     assert_int_equal(got.n_out, CW_MTP_MAX);
     /* To the beginning: nothing of before is left. */
-    seen again = fresh(&a, t, 30, 7);
+    seen again = fresh(&a, other, 30, 7);
     end_session(&a);
     begin_session(&a, 0);
-    seen want = fresh(&a, t, 30, 7);
+    seen want = fresh(&a, other, 30, 7);
     assert_equal_guesses(&again, &want, 30);
     close_rig(&a);
 }
