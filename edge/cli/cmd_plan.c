@@ -44,30 +44,44 @@ static cw_status read_memories(const char *text, uint64_t *list, size_t *n, cw_e
     return CW_OK;
 }
 
+/* What a row costs more than planned: the slope through the pass of one row that misses the others by least,
+ * all of the same weight. */
+static double row_miss(const cli_measured *m, const cw_plan *p)
+{
+    double sum = 0, square = 0;
+    for (int i = 1; i < CLI_MEASURED; i++) {
+        double part = (cli_measured_rows[i] - 1) / m->pass_us[i];
+        sum += (m->pass_us[i] - cw_plan_pass_us(p, cli_measured_rows[i])) / m->pass_us[i] * part;
+        square += part * part;
+    }
+    return sum / square / p->model.n_moe_layers * p->workers.n / p->model.n_used;
+}
+
 /* What real passes took beyond round trip, bytes and the edge is the workers' part: one row gives what a call
  * costs, more rows what a row does. */
-static void fit_workers(const cli_measured *m, cw_plan *p)
+static void fit_calls(const cli_measured *m, cw_plan *p)
 {
-    const cw_plan_link told = p->link;
-    p->link.rtt_us = m->link.link.rtt_us;
-    p->link.bytes_per_s = m->link.link.bytes_per_s;
-    p->workers.n = m->link.workers.n;
-    int layers = p->model.n_moe_layers;
-    double rest = p->workers.call_us + (m->pass_us[0] - cw_plan_pass_us(p, 1)) / layers;
+    double rest = p->workers.call_us + (m->pass_us[0] - cw_plan_pass_us(p, 1)) / p->model.n_moe_layers;
     p->workers.call_us = rest > 0 ? rest : 0;
     /* A round trip that is longer than the passes that hold it was measured at a bad moment. */
     if (rest < 0) p->link.rtt_us = p->link.rtt_us + rest > 0 ? p->link.rtt_us + rest : 0;
-    /* The slope through the first point that misses the others by least, all of the same weight. */
-    double sum = 0, square = 0;
-    for (int i = 1; i < CLI_MEASURED; i++) {
-        double more = cli_measured_rows[i] - 1;
-        sum += (m->pass_us[i] - cw_plan_pass_us(p, cli_measured_rows[i])) * more /
-               (m->pass_us[i] * m->pass_us[i]);
-        square += more * more / (m->pass_us[i] * m->pass_us[i]);
+    p->workers.row_us += row_miss(m, p);
+}
+
+static void fit_workers(const cli_measured *m, cw_plan *p)
+{
+    const cw_plan told = *p;
+    p->link = (cw_plan_link){.rtt_us = m->link.link.rtt_us, .bytes_per_s = m->link.link.bytes_per_s};
+    p->workers.n = m->link.workers.n;
+    fit_calls(m, p);
+    if (p->workers.row_us < 0 && p->link.bytes_per_s > 0) {
+        /* Rows that are faster than the bandwidth: it was measured on links that nothing filled. */
+        p->link.bytes_per_s = 0;
+        p->workers.row_us = told.workers.row_us;
+        fit_calls(m, p);
     }
-    p->workers.row_us += sum / square / layers * p->workers.n / p->model.n_used;
     if (p->workers.row_us < 0) p->workers.row_us = 0;
-    p->link.stall_share = told.stall_share, p->link.stall_us = told.stall_us;
+    p->link.stall_share = told.link.stall_share, p->link.stall_us = told.link.stall_us;
 }
 
 static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n_memories, cw_plan *p,

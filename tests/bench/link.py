@@ -8,7 +8,8 @@ Two workers that hold everything, each behind a route of its own; a delay is the
 is the edge's link in Mbit/s, half of it on each route; stalls hold up one read in a hundred by 200 ms. In every cell the
 modes answer the same question in turn, then the next one, in turning order; all get two questions beforehand, for caches
 and governors. The texts of the modes must be equal. `causeway plan` is asked twice: with the workers measured on the bare link and the
-cell's link told, and with everything measured through the cell's link; both are told how often guesses were right.
+cell's link told (the round trip with what the proxy was late), and with everything measured through the cell's link; both
+are told how often guesses were right.
 
 --gain adds, at 20 ms, greedy answers to the demo's held-out tasks and to questions for stories.
 FILE gathers cells as they are done; a cell that is there with as many runs and tokens is not measured again, and none is
@@ -24,13 +25,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import link_report  # noqa: E402
-from chaos import Bed, QUESTIONS, Talker  # noqa: E402
+from bed import STORIES, Bed, Talker  # noqa: E402
 from cluster import BIN, DEMO  # noqa: E402
 from link_report import FIXED, MODES  # noqa: E402
 
 ARGUMENTS = {"split": ["--mode", "split"], "draft": ["--mode", "draft"], "auto": ["--mode", "auto"]}
 ARGUMENTS |= {f"draft {n}": ["--mode", "draft", "--draft", str(n)] for n in FIXED}
-STORIES = [q for q in QUESTIONS if q.startswith("Tell me a story")]
 WARM = 2
 
 
@@ -118,14 +118,15 @@ class Grid:
                 said.append(texts)
             same = same and all(t == said[0] for t in said)
         stats = [self.bed.cluster.net.stats(w)[d] for w in self.bed.names for d in ("up", "down")]
-        late = max(s.get("late_p50_us", s.get("late_us", 0)) or 0 for s in stats)
+        late = sum(s["late_p50_us"] for s in stats) / len(self.bed.names)  # there and back
         drafted = [r for m in MODES if m != "split" for r in results[m]]
         right, wrong = sum(r["accepted"] for r in drafted), sum(r["wrong_passes"] for r in drafted)
         accept = ["--accept", f"{right / max(1, right + wrong):.4f}"]
         stalls = ["--stall-share", "0.01", "--stall", "200ms"] if stall else []
         measured = self.plan(*accept, *stalls) if not stall else None
         self.set_link(0, 0, False)
-        told = self.plan(*accept, *stalls, *(["--bandwidth", f"{rate:g}M"] if rate else []), *(["--rtt", f"{delay:g}ms"] if delay else []))
+        told = self.plan(*accept, *stalls, *(["--bandwidth", f"{rate:g}M"] if rate else []),
+                         *(["--rtt", f"{int(delay * 1000 + late)}us"] if delay else []))
         return {"runs": runs, "tokens": tokens, "modes": results, "same": same, "accept": right / max(1, right + wrong), "late_us": late,
                 "plan": {"told": told, "measured": measured}}
 
