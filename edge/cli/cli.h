@@ -45,7 +45,8 @@ typedef struct {
     uint64_t memory_size;
     /* plan */
     const char *bandwidth, *memories;
-    int64_t rtt, stall, call, n_workers;
+    int64_t rtt, stall, call, n_workers, answer;
+    bool replicas;
     double accept, stall_share;
     uint64_t worker_speed;
 } cli_options;

@@ -11,7 +11,8 @@
 
 enum {
     MAX_WORKERS = 4096,
-    NEAR_US = 500, /* a round trip that is no distance */
+    HEDGE_US = 75000, /* as measured: p99 of what a worker takes, which stalls have lengthened */
+    NEAR_US = 500,    /* a round trip that is no distance */
 };
 
 /* A number with K, M, G or T behind it, in units of `step`. false: it is none. */
@@ -57,31 +58,38 @@ static double row_miss(const cli_measured *m, const cw_plan *p)
     return sum / square / p->model.n_moe_layers * p->workers.n / p->model.n_used;
 }
 
-/* What real passes took beyond round trip, bytes and the edge is the workers' part: one row gives what a call
- * costs, more rows what a row does. */
-static void fit_calls(const cli_measured *m, cw_plan *p)
+/* What the pass of one row took beyond round trip, bytes and the edge is what calls cost. */
+static void fit_first(const cli_measured *m, cw_plan *p)
 {
     double rest = p->workers.call_us + (m->pass_us[0] - cw_plan_pass_us(p, 1)) / p->model.n_moe_layers;
     p->workers.call_us = rest > 0 ? rest : 0;
     /* A round trip that is longer than the passes that hold it was measured at a bad moment. */
     if (rest < 0) p->link.rtt_us = p->link.rtt_us + rest > 0 ? p->link.rtt_us + rest : 0;
-    p->workers.row_us += row_miss(m, p);
+    /* So was this machine's own part, where it is longer than a whole pass. */
+    double more = cw_plan_pass_us(p, 1) - m->pass_us[0];
+    if (more > 0) p->machine.edge_us = p->machine.edge_us > 2 * more ? p->machine.edge_us - more : more;
 }
 
+/* More rows tell what a row costs. */
 static void fit_workers(const cli_measured *m, cw_plan *p)
 {
-    const cw_plan told = *p;
+    const cw_plan_link told = p->link;
     p->link = (cw_plan_link){.rtt_us = m->link.link.rtt_us, .bytes_per_s = m->link.link.bytes_per_s};
     p->workers.n = m->link.workers.n;
-    fit_calls(m, p);
+    const cw_plan start = *p;
+    fit_first(m, p);
+    p->workers.row_us += row_miss(m, p);
     if (p->workers.row_us < 0 && p->link.bytes_per_s > 0) {
         /* Rows that are faster than the bandwidth: it was measured on links that nothing filled. */
+        *p = start;
         p->link.bytes_per_s = 0;
-        p->workers.row_us = told.workers.row_us;
-        fit_calls(m, p);
+        fit_first(m, p);
+        p->workers.row_us += row_miss(m, p);
     }
     if (p->workers.row_us < 0) p->workers.row_us = 0;
-    p->link.stall_share = told.link.stall_share, p->link.stall_us = told.link.stall_us;
+    fit_first(m, p); /* one row is a row too */
+    p->link.stall_share = told.stall_share, p->link.stall_us = told.stall_us;
+    p->link.hedge_us = told.hedge_us;
 }
 
 static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n_memories, cw_plan *p,
@@ -95,7 +103,8 @@ static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n
     p->link = (cw_plan_link){.rtt_us = (double)o->rtt,
                              .bytes_per_s = bits / 8,
                              .stall_share = o->stall_share,
-                             .stall_us = (double)o->stall};
+                             .stall_us = (double)o->stall,
+                             .hedge_us = o->replicas ? HEDGE_US : 0};
     double bytes = (double)m->facts.one_expert_bytes, read_us = bytes / (double)o->worker_speed * 1e6;
     p->workers = (cw_plan_workers){.n = o->n_workers ? (int)o->n_workers
                                         : n_memories ? (int)n_memories
@@ -108,6 +117,7 @@ static cw_status make_plan(const cli_options *o, const cli_measured *m, size_t n
                                    .fallback_us = m->fallback_us,
                                    .local_us = m->local_us,
                                    .can_draft = m->can_draft,
+                                   .answer = (double)o->answer,
                                    .acceptance = o->accept};
     if (m->joined) fit_workers(m, p);
     if (o->rtt) {
@@ -164,8 +174,7 @@ static void json_drafts(cw_json *j, const cw_plan *p, const cli_measured *m)
         cw_json_object(j);
         cw_json_kint(j, "draft", n);
         cw_json_kfixed(j, "round_us", cw_plan_round_us(p, n), 1);
-        cw_json_kfixed(j, "tokens_per_second",
-                       1e6 * cw_plan_yield(p->machine.acceptance, n) / cw_plan_round_us(p, n), 3);
+        cw_json_kfixed(j, "tokens_per_second", 1e6 / cw_plan_token_us(p, n), 3);
         cw_json_end(j);
     }
     cw_json_end(j);

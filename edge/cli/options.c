@@ -183,6 +183,10 @@ static const cw_option plan_rows[] = {
      "for how long those are held up"},
     {"memory", 0, CW_OPT_STRING, AT(memories), "LIST", NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
      "what each worker lends: 64G,64G,32G"},
+    {"replicas", 0, CW_OPT_FLAG, AT(replicas), NULL, NULL, 0, 0, NULL, NULL, NULL, CW_OPT_NO_ENV,
+     "every expert is on two workers: a call that is held up is answered by the other"},
+    {"answer", 0, CW_OPT_INT, AT(answer), "N", NULL, 0, 1 << 24, "0", NULL, NULL, CW_OPT_NO_ENV,
+     "tokens of a usual answer: its end cuts the last guesses short; 0: long ones"},
     {"workers", 0, CW_OPT_INT, AT(n_workers), "N", NULL, 0, 4096, "0", NULL, NULL, CW_OPT_NO_ENV,
      "workers that share a layer; 0: as many as --memory names, else 2"},
     {"worker-speed", 0, CW_OPT_SIZE, AT(worker_speed), "SIZE", NULL, 1 << 20, 1e13, "10G", NULL, NULL,
@@ -302,7 +306,7 @@ static const cw_command commands[] = {
      1,
      NULL},
     {"plan",
-     "[-m MODEL] [--fallback FILE] [--join STRING | --rtt TIME --bandwidth BITS] [--memory LIST] [options]",
+     "[-m MODEL] [--fallback FILE] [--join STRING] [--rtt TIME --bandwidth BITS] [--memory LIST] [options]",
      "what each mode would give on a link, before anything is set up",
      "Loads what an edge holds and times it here, counts round trips, bytes and the experts that are read, "
      "and "
@@ -310,7 +314,8 @@ static const cw_command commands[] = {
      "tokens a second and bytes a token of every mode, with the reason. With --join the link and the workers "
      "are "
      "measured\n"
-     "by a few passes through them. With --memory it says whether the model fits and how many homes each "
+     "by a few passes through them; --rtt and --bandwidth beside it move those workers to another link. With "
+     "--memory it says whether the model fits and how many homes each "
      "expert "
      "has.\n"
      "A draft gains where round trips dominate and guesses are right (--accept); it loses where rows are "

@@ -122,11 +122,13 @@ class Grid:
         drafted = [r for m in MODES if m != "split" for r in results[m]]
         right, wrong = sum(r["accepted"] for r in drafted), sum(r["wrong_passes"] for r in drafted)
         accept = ["--accept", f"{right / max(1, right + wrong):.4f}"]
-        stalls = ["--stall-share", "0.01", "--stall", "200ms"] if stall else []
+        accept += ["--answer", round(sum(r["tokens"] for r in results["split"]) / runs / len(asked[0]))]
+        stalls = ["--stall-share", "0.01", "--stall", "200ms", "--replicas"] if stall else []
         measured = self.plan(*accept, *stalls) if not stall else None
         self.set_link(0, 0, False)
         told = self.plan(*accept, *stalls, *(["--bandwidth", f"{rate:g}M"] if rate else []),
                          *(["--rtt", f"{int(delay * 1000 + late)}us"] if delay else []))
+        told["answer"] = int(accept[-1])
         return {"runs": runs, "tokens": tokens, "modes": results, "same": same, "accept": right / max(1, right + wrong), "late_us": late,
                 "plan": {"told": told, "measured": measured}}
 

@@ -42,12 +42,15 @@ def acceptance(cell, mode):
 
 
 def bound(cell, n):
-    """(1-a^(n+1))/(1-a) * T_split / (T_verify + n * t_draft): T_verify and t_draft as `causeway plan` timed them."""
+    """Tokens a second of (1-a^(n+1))/(1-a) tokens in T_verify + n * t_draft, as `causeway plan` timed these, and half of the
+    last run of an answer is not needed."""
     passes = (cell["plan"]["measured"] or {}).get("passes", {})
     if str(n + 1) not in passes:
         return None
     a, t_draft = acceptance(cell, f"draft {n}"), cell["plan"]["measured"]["fallback_us"]
     tokens = (1 - a ** (n + 1)) / (1 - a) if a < 1 else n + 1
+    length = cell["plan"]["told"]["answer"]
+    tokens = length / max(1, length / tokens + (1 - 1 / tokens) / 2)
     return tokens * 1e6 / (passes[str(n + 1)] + n * t_draft)
 
 

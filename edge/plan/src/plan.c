@@ -67,8 +67,10 @@ double cw_plan_layer_us(const cw_plan *p, int rows)
     if (l->bytes_per_s > 0 && p->model.n_moe_layers > 0)
         us += (out + in) / p->model.n_moe_layers / l->bytes_per_s * 1e6;
     /* The layer waits for whichever message is held up; two at once are rare and counted as one. */
+    double held_us = l->stall_us;
+    if (l->hedge_us > 0) held_us = fmin(held_us, fmax(l->hedge_us, 3 * l->rtt_us));
     if (l->stall_share > 0)
-        us += l->stall_us * (1 - pow(1 - l->stall_share, 2 * touched(p, rows * p->model.n_used)));
+        us += held_us * (1 - pow(1 - l->stall_share, 2 * touched(p, rows * p->model.n_used)));
     double experts = cw_plan_experts_read(&p->model, rows), picks = (double)rows * p->model.n_used;
     us += experts / w * uneven(experts, w) * k->expert_us + picks / w * uneven(picks, w) * k->row_us;
     return us;
@@ -96,16 +98,20 @@ double cw_plan_round_us(const cw_plan *p, int n)
     return pass + (1 - all_right) * draft + all_right * fmax(0, draft - away);
 }
 
-static double draft_token_us(const cw_plan *p, int n)
+double cw_plan_token_us(const cw_plan *p, int n)
 {
-    return cw_plan_round_us(p, n) / cw_plan_yield(p->machine.acceptance, n);
+    double yield = cw_plan_yield(p->machine.acceptance, n), length = p->machine.answer;
+    double round = cw_plan_round_us(p, n);
+    if (length <= 0) return round / yield;
+    double rounds = length / yield + (1 - 1 / yield) / 2; /* of the last run half is needed */
+    return round * (rounds > 1 ? rounds : 1) / length;
 }
 
 static int fastest_draft(const cw_plan *p, int max)
 {
     int best = 1;
     for (int n = 2; n <= max; n++)
-        if (draft_token_us(p, n) < draft_token_us(p, best)) best = n;
+        if (cw_plan_token_us(p, n) < cw_plan_token_us(p, best)) best = n;
     return best;
 }
 
@@ -113,7 +119,7 @@ int cw_plan_best_draft(const cw_plan *p, int max)
 {
     if (!p->machine.can_draft || p->machine.fallback_us <= 0 || max < 1) return 0;
     int best = fastest_draft(p, max);
-    return draft_token_us(p, best) < cw_plan_pass_us(p, 1) ? best : 0;
+    return cw_plan_token_us(p, best) < cw_plan_pass_us(p, 1) ? best : 0;
 }
 
 /* What most of a pass's time is. */
@@ -163,7 +169,7 @@ static void plan_draft(const cw_plan *p, const cw_plan_line *split, cw_plan_line
     int n = fastest_draft(p, CW_PLAN_DRAFT_MAX);
     double yield = cw_plan_yield(m->acceptance, n);
     l->n_draft = n;
-    l->token_us = draft_token_us(p, n);
+    l->token_us = cw_plan_token_us(p, n);
     cw_plan_bytes(p, 1 + n, &l->bytes_out, &l->bytes_in);
     l->bytes_out /= yield;
     l->bytes_in /= yield;

@@ -62,6 +62,10 @@ static void a_round_trip_is_paid_once_a_layer(void **state)
     cw_plan stalls = a;
     stalls.link.stall_share = 0.01, stalls.link.stall_us = 200000;
     assert_true(cw_plan_pass_us(&stalls, 1) > cw_plan_pass_us(&a, 1) + 26 * 0.02 * 200000 * 0.9);
+    cw_plan hedged = stalls; /* a replica is asked after a quarter of that */
+    hedged.link.hedge_us = 50000;
+    near(cw_plan_pass_us(&hedged, 1) - cw_plan_pass_us(&a, 1),
+         (cw_plan_pass_us(&stalls, 1) - cw_plan_pass_us(&a, 1)) / 4, 1e-6);
 }
 
 static void drafting_pays_where_round_trips_dominate_and_not_where_rows_do(void **state)
@@ -91,6 +95,16 @@ static void the_best_run_grows_with_acceptance(void **state)
         last = n;
     }
     assert_true(last > 8);
+    /* In a short answer a long run is cut short. */
+    cw_plan p = lite(20000, 0);
+    p.machine.acceptance = 0.97;
+    int endless = cw_plan_best_draft(&p, 32);
+    double free_us = cw_plan_token_us(&p, endless);
+    p.machine.answer = 12;
+    assert_true(cw_plan_token_us(&p, endless) > 1.1 * free_us);
+    near(12 * cw_plan_token_us(&p, 32), cw_plan_round_us(&p, 32), 0.1); /* at least one pass */
+    p.machine.answer = 1e6;
+    near(cw_plan_token_us(&p, endless), free_us, 1e-3);
     near(cw_plan_yield(1, 7), 8, 1e-12);
     near(cw_plan_yield(0.5, 2), 1.75, 1e-12);
 }

@@ -30,6 +30,7 @@ typedef struct {
     double bytes_per_s; /* of this machine's way to all workers together; 0: no limit */
     double stall_share; /* of messages that are held up, and for how long */
     double stall_us;
+    double hedge_us; /* after that, or three round trips, a replica is asked instead; 0: there is none */
 } cw_plan_link;
 
 typedef struct {
@@ -45,6 +46,7 @@ typedef struct {
     double fallback_us;          /* a token of the small model */
     double local_us;             /* a token with every expert here */
     bool can_draft;              /* the small model shares the vocabulary */
+    double answer;               /* tokens of a usual one, whose end cuts the last run short; 0: endless */
     double acceptance;           /* of a drafted token when all before it were right, 0..1 */
     bool draft_waits;            /* guesses are made between passes, nothing hides their time */
 } cw_plan_machine;
@@ -70,6 +72,8 @@ double cw_plan_yield(double acceptance, int n);
  * while this one is verified; when a guess was wrong it is drafted anew with nothing to hide behind.
  */
 double cw_plan_round_us(const cw_plan *p, int n_draft);
+/* Microseconds of a token of an answer drafted like that. */
+double cw_plan_token_us(const cw_plan *p, int n_draft);
 /* The n of 1..max with the most tokens a second; 0: none is better than no draft. */
 int cw_plan_best_draft(const cw_plan *p, int max);
 
