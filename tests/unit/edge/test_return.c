@@ -22,7 +22,7 @@
 enum { CTX = 512, MAX_CUTS = 4 };
 
 /* Sanitizers are some 20 times slower: every third story will do. */
-#ifdef __SANITIZE_ADDRESS__
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 enum { STRIDE = 3 };
 #else
 enum { STRIDE = 1 };
