@@ -71,49 +71,61 @@ def disturbed(counters):
     return sum(counters.get(k, 0) for k in ("resent", "hedges", "suspects"))
 
 
+class Gaps:
+    """One kind of fault again and again: in each answer one, to a worker that is computing for it."""
+
+    def __init__(self, kind, limit):
+        self.kind, self.limit = kind, limit
+        self.gaps, self.wrong, self.idle, self.tries = [], 0, 0, 0
+
+    def run(self, bed, edge, want, n):
+        _, _, last = edge.ask(STORIES[0])
+        end = len(self.gaps) + n
+        while len(self.gaps) < end and self.tries < 5 * end:
+            self.tries += 1
+            q = bed.rng.choice(STORIES)
+            edge.begin(q)
+            time.sleep(bed.rng.uniform(0.15, 0.7))
+            name = bed.in_use()
+            at = time.monotonic()
+            undo = getattr(bed, self.kind)(name) if name else lambda: None
+            text, times, summary = edge.finish()
+            if summary is None or text != want[q]:
+                self.wrong += 1
+                print(self.kind, "failed" if summary is None else "changed", edge.said()[-300:], file=sys.stderr)
+            elif disturbed(summary) == disturbed(last):
+                self.idle += 1
+            elif times and times[0] < at < times[-1]:
+                self.gaps.append(gaps_of(times, at))
+            last = summary or last
+            undo()
+            bed.all_ready(90)
+            time.sleep(0.3)
+
+    def figures(self):
+        return {**spread(self.gaps), "limit": self.limit, "idle": self.idle, "wrong": self.wrong}
+
+
 def run_gaps(o):
     """Each fault befalls a worker that is computing for the answer: its link carries replies at that moment, and the edge must
-    have sent something again or more than once; what met nobody's call is told as `idle` and does not count."""
+    have sent something again or more than once; what met nobody's call is told as `idle` and does not count. A new cluster for
+    every ten events: a worker that dies again and again is taken back later and later."""
     limits = {"kill": 250, "stop": 400, "blackhole": 400}
-    figures, ok = {}, True
-    with Bed(o.seed) as bed:
-        want = bed.reference(o.seed)
-        edge = bed.talker("e0", "-m", TEACHER, seed=o.seed)
-        quiet = []
-        for q in STORIES:
-            edge.ask(q)
-            _, times, last = edge.ask(q)
-            quiet.append(gaps_of(times, times[0]))
-        figures["quiet_ms"] = spread(quiet)
-        for kind in (getattr(bed, k) for k in o.kinds or limits):
-            gaps, wrong, idle, tries = [], 0, 0, 0
-            while len(gaps) < o.events and tries < 3 * o.events:
-                tries += 1
-                q = bed.rng.choice(STORIES)
-                edge.begin(q)
-                time.sleep(bed.rng.uniform(0.15, 0.7))
-                name = bed.in_use()
-                if not name:
-                    edge.finish()
-                    continue
-                at = time.monotonic()
-                undo = kind(name)
-                text, times, summary = edge.finish()
-                if summary is None or text != want[q]:
-                    wrong += 1
-                    print(kind.__name__, "failed" if summary is None else "changed", edge.said()[-300:], file=sys.stderr)
-                elif disturbed(summary) == disturbed(last):
-                    idle += 1
-                elif times and times[0] < at < times[-1]:
-                    gaps.append(gaps_of(times, at))
-                last = summary or last
-                undo()
-                bed.all_ready(60)
-                time.sleep(0.3)
-            figures[kind.__name__] = {**spread(gaps), "limit": limits[kind.__name__], "idle": idle, "wrong": wrong}
-            print(json.dumps({kind.__name__: figures[kind.__name__]}), file=sys.stderr, flush=True)
-            ok &= bool(gaps) and max(gaps) <= limits[kind.__name__] and not wrong and len(gaps) >= o.events
-    return figures, ok
+    kinds = [Gaps(k, limits[k]) for k in o.kinds or limits]
+    quiet, want = [], None
+    for first in range(0, o.events, 10):
+        with Bed(o.seed + first) as bed:
+            want = want or bed.reference(o.seed)
+            edge = bed.talker("e0", "-m", TEACHER, seed=o.seed)
+            for q in STORIES[:4]:
+                edge.ask(q)
+                _, times, _ = edge.ask(q)
+                quiet.append(gaps_of(times, times[0]))
+            for k in kinds:
+                k.run(bed, edge, want, min(10, o.events - first))
+                print(json.dumps({k.kind: k.figures()}), file=sys.stderr, flush=True)
+    ok = all(len(k.gaps) >= o.events and max(k.gaps) <= k.limit and not k.wrong for k in kinds)
+    return {"quiet_ms": spread(quiet), **{k.kind: k.figures() for k in kinds}}, ok
 
 
 def run_coordinator(o):

@@ -3,7 +3,7 @@ run, and the user hardly sees it: gaps between pieces are measured at the client
 import time
 import unittest
 
-from chaos import QUESTIONS, Bed, gaps_of
+from bed import QUESTIONS, Bed, gaps_of
 from cluster import PATIENCE, eventually
 
 STORY = QUESTIONS[0]
