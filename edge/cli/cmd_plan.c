@@ -67,7 +67,7 @@ static void fit_first(const cli_measured *m, cw_plan *p)
     if (rest < 0) p->link.rtt_us = p->link.rtt_us + rest > 0 ? p->link.rtt_us + rest : 0;
     /* So was this machine's own part, where it is longer than a whole pass. */
     double more = cw_plan_pass_us(p, 1) - m->pass_us[0];
-    if (more > 0) p->machine.edge_us = p->machine.edge_us > 2 * more ? p->machine.edge_us - more : more;
+    if (more > 0) p->machine.edge_us = fmax(p->machine.edge_us - more, p->machine.edge_us / 20);
 }
 
 /* More rows tell what a row costs. */
