@@ -26,8 +26,10 @@ static void leave(void *ctx, void *arg)
 static void question(void *ctx, void *arg)
 {
     traveller *t = ctx;
+    sim *s = t->f->cl->s;
     (void)arg;
-    if (!t->asleep && sim_is_up(t->f->cl->s, t->e->h.proc)) traveller_ask(t, 2 + sim_below(t->f->cl->s, 80));
+    if (!t->asleep && sim_is_up(s, t->e->h.proc))
+        traveller_ask(t, 2 + sim_below(s, sim_chance(s, 5) ? 800 : 80));
 }
 
 static void visit(traveller *t)

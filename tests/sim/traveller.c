@@ -1,7 +1,7 @@
 /* One edge of a flight: it wakes, asks, is answered by one model or the other, and sleeps. See flight.h. */
 #include "flight_internal.h"
 
-enum { TOKEN_US = 20000, FALLBACK_US = 30000, COMPUTE_US = 300 };
+enum { TOKEN_US = 20000, FALLBACK_US = 60000, COMPUTE_US = 300 };
 
 static void token(void *ctx, void *arg, cw_outbox *out);
 
@@ -49,6 +49,8 @@ static void token(void *ctx, void *arg, cw_outbox *out)
         ask_layer(t, out);
         return;
     }
+    cw_edge_want(t->e->n.m, host_now(t->e->n.h),
+                 out); /* as the shell does for whoever waits for the return */
     t->missed++;
     say(t, true);
     if (t->left) later(t, FALLBACK_US);
