@@ -81,11 +81,13 @@ struct cw_session {
     cw_follower follower;
 };
 
-/* A feed-forward that runs beside the wait for the routed experts. */
+/* A feed-forward that does not keep the routed experts waiting for cores: it runs aside, or after them. */
+typedef enum { CW_FFN_NONE, CW_FFN_UNDER_WAY, CW_FFN_LATER } cw_ffn_state;
+
 typedef struct {
     struct cw_pass *p;
     int layer;
-    bool under_way;
+    cw_ffn_state state;
     cw_status status;
     cw_err err;
 } cw_ffn_aside;
@@ -152,9 +154,11 @@ CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
 /* Where keys and values of a key/value head (0 for MLA) are in a cache row. */
 cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head);
 /* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. Begin may return
- * before that is done: aside, where the routed experts are computed on the same cores; end waits. */
+ * before that is done, where the routed experts are computed on the same cores: end does the rest. Drop,
+ * after a failure elsewhere, leaves it at that. */
 CW_MUST_USE cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err);
 CW_MUST_USE cw_status cw_pass_feed_forward_end(cw_pass *p, cw_err *err);
+void cw_pass_feed_forward_drop(cw_pass *p);
 /* Routes p->h and submits the call. */
 CW_MUST_USE cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err);
 /* p->combined = the routed experts' sum. */

@@ -240,13 +240,12 @@ cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err)
 
 void cw_pass_abandon(cw_pass *p)
 {
-    cw_status ignored =
-        cw_pass_feed_forward_end(p, NULL); /* the pass has failed already, with a better reason */
+    cw_pass_feed_forward_drop(p);
     if (!p->waiting) return;
     cw_expert_reply reply;
     p->waiting = false;
-    ignored = cw_experts_collect(p->e->experts, p->ticket, &reply, NULL);
-    (void)ignored;
+    cw_status ignored = cw_experts_collect(p->e->experts, p->ticket, &reply, NULL);
+    (void)ignored; /* the pass has failed already, with a better reason */
 }
 
 /* Norms the rows whose logits are wanted to the front of h,

@@ -50,20 +50,32 @@ static void run_aside(void *ctx)
 cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err)
 {
     /* Of two halves one is waited for while the other computes: there are no gaps to fill. */
-    if (!p->waiting || !p->e->fills_gaps || p->n >= CW_OVERLAP_ROWS / 2 || !cw_aside_has_room(p->e->aside))
+    if (!p->waiting || !p->e->fills_gaps || p->n >= CW_OVERLAP_ROWS / 2)
         return feed_forward(p, p->e->pool, layer, err);
-    p->aside = (cw_ffn_aside){.p = p, .layer = layer, .under_way = true};
+    p->aside = (cw_ffn_aside){.p = p, .layer = layer, .state = CW_FFN_LATER};
+    /* Where that gets no room, the experts have their turn first: beside them each barrier of the pool would
+     * wait for a thread that stands behind one of theirs. */
+    if (!cw_aside_has_room(p->e->aside)) return CW_OK;
+    p->aside.state = CW_FFN_UNDER_WAY;
     cw_aside_start(p->e->aside, run_aside, &p->aside);
     return CW_OK;
 }
 
 cw_status cw_pass_feed_forward_end(cw_pass *p, cw_err *err)
 {
-    if (!p->aside.under_way) return CW_OK;
+    cw_ffn_state was = p->aside.state;
+    p->aside.state = CW_FFN_NONE;
+    if (was == CW_FFN_NONE) return CW_OK;
+    if (was == CW_FFN_LATER) return feed_forward(p, p->e->pool, p->aside.layer, err);
     cw_aside_wait(p->e->aside);
-    p->aside.under_way = false;
     if (p->aside.status != CW_OK && err) *err = p->aside.err;
     return p->aside.status;
+}
+
+void cw_pass_feed_forward_drop(cw_pass *p)
+{
+    if (p->aside.state == CW_FFN_UNDER_WAY) cw_aside_wait(p->e->aside);
+    p->aside.state = CW_FFN_NONE;
 }
 
 static void route_row(void *ctx, int row, int thread)
