@@ -1,6 +1,6 @@
 /*
  * The token loop in split mode allocates nothing on the engine's thread: evaluates tokens one by one through
- * a running cluster under the allocation guard. Driven by test_split.py: split_guard MODEL JOIN STATE_DIR
+ * a running cluster under the allocation guard, again while workers were late meanwhile. Driven by test_split.py: split_guard MODEL JOIN STATE_DIR
  * prints {"allocations": N, "tokens": N}
  */
 #include <stdio.h>
@@ -10,7 +10,15 @@
 #include "cw/mainland.h"
 #include "cw/mem.h"
 
-enum { WARM_UP = 4, TOKENS = 32 };
+enum { WARM_UP = 4, TOKENS = 32, TRIES = 5 };
+
+/* Calls sent again or to a second worker: those may allocate, and on a busy machine they happen. */
+static uint64_t extra_calls(cw_mainland *m)
+{
+    static cw_mainland_status s;
+    cw_mainland_get_status(m, &s);
+    return s.n.resent + s.n.hedges + s.n.busy + s.n.suspects + s.n.late;
+}
 
 static cw_status evaluate(cw_session *s, float *logits, int n, cw_err *err)
 {
@@ -46,9 +54,14 @@ int main(int argc, char **argv)
     CW_TRY_GOTO(st, cw_session_new(e, NULL, &s, &err));
     logits = cw_calloc((size_t)cw_engine_config(e)->n_vocab, sizeof *logits);
     CW_TRY_GOTO(st, evaluate(s, logits, WARM_UP, &err));
-    cw_alloc_guard_begin(false);
-    st = evaluate(s, logits, TOKENS, &err);
-    seen = cw_alloc_guard_end();
+    bool disturbed = true;
+    for (int i = 0; i < TRIES && disturbed && st == CW_OK; i++) {
+        uint64_t before = extra_calls(m);
+        cw_alloc_guard_begin(false);
+        st = evaluate(s, logits, TOKENS, &err);
+        seen = cw_alloc_guard_end();
+        disturbed = extra_calls(m) != before;
+    }
     if (st == CW_OK) printf("{\"allocations\": %llu, \"tokens\": %d}\n", (unsigned long long)seen, TOKENS);
 fail:
     if (st != CW_OK) fprintf(stderr, "split_guard: %s\n", err.text);
