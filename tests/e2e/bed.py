@@ -1,6 +1,5 @@
 """What chaos.py breaks and who watches: clients that stay and ask, and a cluster of workers with what can befall them."""
 import json
-import os
 import pathlib
 import queue
 import random
@@ -80,7 +79,7 @@ class Talker:
 class Bed:
     """Workers behind proxies with a delay, and the faults that can befall them. Each holds everything, or `part` of it."""
 
-    def __init__(self, seed, delay="1ms", workers=("a", "b", "c"), ticket=None, part=None):
+    def __init__(self, seed, delay="1ms", workers=("a", "b", "c"), ticket=None, part=None, worker_args=()):
         self.rng = random.Random(seed)
         self.delay = delay
         self.names = list(workers)
@@ -89,6 +88,7 @@ class Bed:
         self.workers, self.talkers = {}, []
         self.n_extra = 0
         self.part = part
+        self.worker_args = list(worker_args)
         self.memory = None  # bytes of each worker; None: as much as there is
         self.metrics = {}  # ports
 
@@ -113,15 +113,9 @@ class Bed:
 
     def start_worker(self, name):
         self.metrics[name] = free_port()
-        extra = ["--memory", self.memory] if self.memory else []
+        extra = self.worker_args + (["--memory", self.memory] if self.memory else [])
         self.workers[name] = self.cluster.start_worker(name, "--metrics", f"127.0.0.1:{self.metrics[name]}", *extra, join=self.worker_join)
         self.cluster.net(f"{name} delay both {self.delay}")
-
-    def last_in_line(self, name):
-        """Every thread of that worker runs when nobody else wants to."""
-        pid = self.workers[name].popen.pid
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), 19)
 
     def model_bytes(self):
         """What all experts take in a worker's memory."""
