@@ -6,7 +6,7 @@
 
 A mutant is a small change to a copy of the sources (build/mutants) that breaks a promise of docs/NUMERICS.md or
 docs/RESILIENCE.md. Its tests must fail with it, and must have passed without it; where the test is the simulator, one of
-its first thousand seeds must fail, and a table at the end says which and what was violated. `deploy/test --mutants` runs this.
+its first thousand seeds (of flights two hundred) must fail, and a table at the end says which and what was violated. `deploy/test --mutants` runs this.
 """
 import os
 import pathlib
@@ -21,6 +21,7 @@ SRC = WORK / "src"
 BUILD = WORK / "build"
 SEEDS = 1000
 FLIGHT = ["--edges", "12", "--hours", "4"]
+FLIGHT_SEEDS = 200
 
 # name: what it breaks, {file: [(old, new), ...]}, ctest's name pattern of the tests that must notice
 MUTANTS = {
@@ -239,7 +240,7 @@ def caught_by_simulator(name):
     undo = mutate((FLIGHT_MUTANTS if flight else SIM_MUTANTS)[name][1])
     try:
         build(["test_flight" if flight else "test_sim"])
-        return simulate("test_flight", FLIGHT) if flight else simulate()
+        return simulate("test_flight", FLIGHT, FLIGHT_SEEDS) if flight else simulate()
     finally:
         for path, text in undo.items():
             path.write_text(text)

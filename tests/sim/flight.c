@@ -70,11 +70,12 @@ static void kiosk(void *ctx, void *arg)
     sim_at(s, sim_now(s) + some_us(s, 10 * SIM_S, 20 * SIM_MINUTE), kiosk, t, NULL);
 }
 
-/* Everybody comes at once. */
+/* Everybody comes at once, and workers may be slow already. */
 static void storm(void *ctx, void *arg)
 {
     flight *f = ctx;
     (void)arg;
+    if (sim_chance(f->cl->s, 60)) weather_slow(f, some_us(f->cl->s, SIM_S, 40 * SIM_S));
     for (int i = 0; i < f->plan.edges; i++)
         if (!f->t[i].kiosk && sim_chance(f->cl->s, 90)) visit(&f->t[i]);
 }

@@ -72,6 +72,7 @@ void traveller_request_end(node_edge *e, node_request *q, const char *wrong);
 /* weather.c */
 void weather_for(traveller *t, int64_t until);
 void weather_faults(flight *f);
+void weather_slow(flight *f, int64_t us); /* workers, one or all */
 bool weather_covered(const flight *f);
 
 /* flight_watch.c */

@@ -189,8 +189,9 @@ static void kill_worker(flight *f, sim_worker *w)
     sim_at(s, sim_now(s) + some_length(s), worker_restart, w, NULL);
 }
 
-static void slow_workers(flight *f, sim_worker *w, int64_t us)
+void weather_slow(flight *f, int64_t us)
 {
+    const sim_worker *w = &f->cl->w[sim_below(f->cl->s, FLIGHT_WORKERS)];
     bool all = sim_chance(f->cl->s, 40);
     uint32_t factor = 2 + sim_below(f->cl->s, all || sim_chance(f->cl->s, 30) ? 60 : 1500);
     if (factor > 100 && sim_now(f->cl->s) + us > f->crawl_until) f->crawl_until = sim_now(f->cl->s) + us;
@@ -217,7 +218,7 @@ static void fault(flight *f)
     else if (which < 35 && serves(cl, w))
         sim_pause(s, w->h.proc, us);
     else if (which < 55)
-        slow_workers(f, w, us);
+        weather_slow(f, us);
     else if (which < 65 && sim_is_up(s, cl->co.h.proc) && !sim_is_paused(s, cl->co.h.proc))
         sim_after(s, cl->co.h.proc, 0, faults_drain, w);
     else if (which < 80)
