@@ -6,7 +6,8 @@
 
 A mutant is a small change to a copy of the sources (build/mutants) that breaks a promise of docs/NUMERICS.md or
 docs/RESILIENCE.md. Its tests must fail with it, and must have passed without it; where the test is the simulator, one of
-its first thousand seeds (of flights two hundred) must fail, and a table at the end says which and what was violated. `deploy/test --mutants` runs this.
+its first thousand seeds (of flights two hundred) must fail, and a table at the end says which and what was violated.
+`deploy/test --mutants` runs this.
 """
 import os
 import pathlib
@@ -55,6 +56,9 @@ MUTANTS = {
     "turns-without-weights": ("a worker takes no account of what an edge's calls cost it", {
         "worker/src/turns.c": [("s->row_call[i]->peer->account->deficit -= packed * (1 / n + row);", "s->row_call[i]->peer->account->deficit -= 0 * packed * n * row;")],
     }, "test_worker"),
+    "part-loss-is-no-loss": ("an expert that nobody has is asked for again after every word of the fallback", {
+        "edge/remote/src/calls.c": [("            reach_lost(e, out);\n", "")],
+    }, "test_edge_machine"),
 }
 
 # What the simulator (tests/sim) must notice.
@@ -147,9 +151,6 @@ FLIGHT_MUTANTS = {
     }),
     "answers-wait-for-the-tide": ("requests stay open when the mainland is lost, though a fallback is there", {
         "edge/remote/src/reach.c": [("if (!e->c.gives_way || cw_tide_is_up(&e->tide)) return;\n    while", "if (e->now_us) return;\n    while")],
-    }),
-    "part-loss-is-no-loss": ("an expert that nobody has is asked for again after every word of the fallback", {
-        "edge/remote/src/calls.c": [("            reach_lost(e, out);\n", "")],
     }),
     "ticket-never-renewed": ("an edge that never sleeps lets its ticket run out", {
         "edge/remote/src/coordinator.c": [("if (e->ticket_len && e->now_us >= e->co.renew_us) control_renew(e, out);", "if (e->ticket_len && e->now_us < 0) control_renew(e, out);")],

@@ -387,6 +387,41 @@ static void without_a_replica_the_worker_is_waited_for_and_then_named(void **sta
     }
 }
 
+/* With a fallback that is a loss of the mainland, whoever else speaks: not an expert to wait for at every
+ * token. */
+static void an_expert_that_nobody_has_is_waited_for_once(void **state)
+{
+    (void)state;
+    edge_rig *seed = er_new(NULL);
+    cw_edge_config c;
+    er_config(seed, &c);
+    er_free(seed);
+    c.gives_way = true;
+    edge_rig *x = er_boot(2, &c);
+    x->sets[1][1] = 0xfe; /* worker 1 lacks expert 0 of layer 1 */
+    er_epoch_news(x, 1, 2);
+    er_submit(x, 1, 1, 0x01);
+    rig_down(&x->r, x->link[0], "connection reset");
+    rig_clear(&x->r);
+    int waited = 0;
+    for (; waited < 200 && !x->n_done; waited++) {
+        rig_tick(&x->r, 100000);
+        Cw__Pb__Pong p = CW__PB__PONG__INIT;
+        ENV(env, PONG, pong, &p);
+        rig_message(&x->r, x->link[1], CW_PORT_DATA, &x->worker[1], &env, NULL, 0);
+        er_acts(x);
+        rig_clear(&x->r);
+    }
+    assert_in_range(waited, 95, 110);
+    assert_int_equal(x->req.status, CW_STATUS_UNREACHABLE);
+    assert_non_null(strstr(x->req.text, "w0"));
+    assert_int_equal(cw_edge_tide(x->e), CW_TIDE_OFFLINE);
+    er_submit(x, 1, 1, 0x01);
+    er_acts(x);
+    assert_int_equal(x->n_done, 2); /* at once */
+    er_free(x);
+}
+
 static void not_here_takes_the_epoch_and_asks_elsewhere(void **state)
 {
     (void)state;
@@ -723,6 +758,7 @@ int main(void)
         cmocka_unit_test(many_rows_are_cut_to_small_messages_and_bounded_in_flight),
         cmocka_unit_test(a_lost_link_is_made_good_by_the_replica),
         cmocka_unit_test(without_a_replica_the_worker_is_waited_for_and_then_named),
+        cmocka_unit_test(an_expert_that_nobody_has_is_waited_for_once),
         cmocka_unit_test(not_here_takes_the_epoch_and_asks_elsewhere),
         cmocka_unit_test(busy_waits_and_stopping_goes_elsewhere),
         cmocka_unit_test(a_row_that_is_not_finite_is_asked_of_a_replica_once),
