@@ -1,7 +1,7 @@
 /*
  * The token loop in split mode allocates nothing on the engine's thread: evaluates tokens one by one through
- * a running cluster under the allocation guard, again while workers were late meanwhile. Driven by test_split.py: split_guard MODEL JOIN STATE_DIR
- * prints {"allocations": N, "tokens": N}
+ * a running cluster under the allocation guard, again while workers were late meanwhile. Driven by
+ * test_split.py: split_guard MODEL JOIN STATE_DIR prints {"allocations": N, "tokens": N}
  */
 #include <stdio.h>
 #include <stdlib.h>
