@@ -34,8 +34,11 @@ static cw_status load(cw_engine *e, const cw_gguf *g, const cw_engine_options *o
     bool experts = e->role == CW_ENGINE_LOCAL && e->config.n_experts > 0;
     cw_load_progress progress = {opt->progress, opt->progress_ctx, 0,
                                  t.bytes + (experts ? t.expert_bytes : 0)};
-    cw_weight_reader r = {
-        .g = g, .pool = e->pool, .bounce = cw_pages_alloc(CW_BOUNCE_BYTES), .progress = &progress, .err = err};
+    cw_weight_reader r = {.g = g,
+                          .pool = e->pool,
+                          .bounce = cw_pages_alloc(CW_BOUNCE_BYTES),
+                          .progress = &progress,
+                          .err = err};
     cw_status s = r.bounce ? CW_OK : CW_FAIL(err, CW_STATUS_NO_MEMORY, "out of memory for loading weights");
     if (s == CW_OK) s = cw_expert_shapes_read(g, &e->config, e->shapes, err);
     if (s == CW_OK) s = cw_weights_load(&r, &e->config, &t, &e->weights);
@@ -87,7 +90,6 @@ void cw_engine_close(cw_engine **engine)
     if (!engine || !*engine) return;
     cw_engine *e = *engine;
     cw_expanded_free(&e->expanded);
-    cw_aside_free(&e->aside);
     cw_pass_free(&e->pass[0]);
     cw_pass_free(&e->pass[1]);
     cw_experts_free(&e->local);
@@ -103,13 +105,8 @@ void cw_engine_close(cw_engine **engine)
 void cw_engine_set_experts(cw_engine *e, cw_experts *x)
 {
     e->experts = x ? x : e->local;
-    cw_err err;
-    e->fills_gaps =
+    e->takes_turns =
         e->experts && e->experts->on_our_cores && cw_pool_threads(e->pool) >= sysconf(_SC_NPROCESSORS_ONLN);
-    if (!e->fills_gaps || e->aside) return;
-    /* Slower, not wrong, without it. */
-    e->fills_gaps = cw_aside_new(cw_pool_threads(e->pool), &e->aside, &err) == CW_OK;
-    if (!e->fills_gaps) CW_LOG_W("model", "shared experts will not run beside the others: %s", err.text);
 }
 
 /* --- questions --- */

@@ -2,7 +2,6 @@
 #pragma once
 #include "act.h"
 #include "attention.h"
-#include "cw/aside.h"
 #include "cw/engine.h"
 #include "cw/phases.h"
 #include "expanded.h"
@@ -48,9 +47,7 @@ struct cw_engine {
     cw_expert_set *set;      /* local only */
     cw_experts *local;       /* local only; what `experts` is until set */
     cw_experts *experts;
-    cw_aside
-        *aside; /* for the shared experts while others compute on our cores; from when it was needed on */
-    bool fills_gaps;  /* of the present experts: use it */
+    bool takes_turns; /* the present experts need the same cores: shared ones come after the routed ones */
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */
     cw_phase_clock clock;
@@ -80,17 +77,6 @@ struct cw_session {
     int exact; /* positions before this one are under the promise of equal bits */
     cw_follower follower;
 };
-
-/* A feed-forward that does not keep the routed experts waiting for cores: it runs aside, or after them. */
-typedef enum { CW_FFN_NONE, CW_FFN_UNDER_WAY, CW_FFN_LATER } cw_ffn_state;
-
-typedef struct {
-    struct cw_pass *p;
-    int layer;
-    cw_ffn_state state;
-    cw_status status;
-    cw_err err;
-} cw_ffn_aside;
 
 /* --- pass.c: the rows of one (half-)batch on their way through the layers --- */
 
@@ -128,8 +114,8 @@ struct cw_pass {
     float *combined;          /* [n, d_model] */
     cw_expert_call call;
     uint64_t ticket;
-    bool waiting; /* a ticket is to be collected */
-    cw_ffn_aside aside;
+    bool waiting;     /* a ticket is to be collected */
+    bool ffn_later;   /* this layer's shared experts come after the routed ones */
     float *logits;    /* [n, n_vocab] for rows whose destinations do not lie together */
     uint8_t *row_bad; /* [n] */
 };
@@ -153,20 +139,19 @@ void cw_pass_abandon(cw_pass *p);
 CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
 /* Where keys and values of a key/value head (0 for MLA) are in a cache row. */
 cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head);
-/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights. Begin may return
- * before that is done, where the routed experts are computed on the same cores: end does the rest. Drop,
- * after a failure elsewhere, leaves it at that. */
+/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights: in begin, or in end
+ * where others compute the routed experts on the same cores. Threads of two processes on one core would wait
+ * for each other at every barrier. */
 CW_MUST_USE cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err);
-CW_MUST_USE cw_status cw_pass_feed_forward_end(cw_pass *p, cw_err *err);
-void cw_pass_feed_forward_drop(cw_pass *p);
+CW_MUST_USE cw_status cw_pass_feed_forward_end(cw_pass *p, int layer, cw_err *err);
 /* Routes p->h and submits the call. */
 CW_MUST_USE cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err);
 /* p->combined = the routed experts' sum. */
 CW_MUST_USE cw_status cw_pass_collect(cw_pass *p, int layer, cw_err *err);
 
 /* One product, with NUMERIC naming `what` when its input cannot be quantised. */
-CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_pool *pool, cw_act *in, const cw_weight *w, float *y,
-                                      int layer, cw_err *err);
+CW_MUST_USE cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, int layer,
+                                      cw_err *err);
 CW_MUST_USE cw_status cw_pass_check(const cw_act *a, int layer, cw_err *err);
 
 /* --- phases.c: where the time goes; nothing but one test of a flag while nobody asks --- */

@@ -164,7 +164,7 @@ static cw_status join(cw_mtp *m, const float *hidden, int n, cw_err *err)
     cw_act_begin(&m->pair, n);
     cw_pool_run(m->engine->pool, join_row, &j, n);
     if (j.quantise) cw_act_quantised(&m->pair, !atomic_load(&j.bad));
-    return cw_pass_product(p, m->engine->pool, &m->pair, &m->eh_proj, p->x, m->model->config.n_layers, err);
+    return cw_pass_product(p, &m->pair, &m->eh_proj, p->x, m->model->config.n_layers, err);
 }
 
 static cw_status run(cw_mtp *m, const float *hidden, int n, cw_err *err)

@@ -157,12 +157,11 @@ cw_status cw_pass_check(const cw_act *a, int layer, cw_err *err)
     return CW_FAIL(err, CW_STATUS_NUMERIC, "layer %d: a hidden value is not finite", layer);
 }
 
-cw_status cw_pass_product(cw_pass *p, cw_pool *pool, cw_act *in, const cw_weight *w, float *y, int layer,
-                          cw_err *err)
+cw_status cw_pass_product(cw_pass *p, cw_act *in, const cw_weight *w, float *y, int layer, cw_err *err)
 {
-    cw_mm mm = cw_act_product(in, p->e->kn, pool, w, y, w->n);
+    cw_mm mm = cw_act_product(in, p->e->kn, p->e->pool, w, y, w->n);
     CW_TRY(cw_pass_check(in, layer, err));
-    cw_matmul(pool, p->e->kn, &mm);
+    cw_matmul(p->e->pool, p->e->kn, &mm);
     return CW_OK;
 }
 
@@ -233,14 +232,13 @@ cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err)
     }
     CW_TRY(cw_pass_collect(p, layer, err));
     cw_phase_enter(p->e, CW_PHASE_FFN);
-    CW_TRY(cw_pass_feed_forward_end(p, err));
+    CW_TRY(cw_pass_feed_forward_end(p, layer, err));
     add_residual(p, p->combined, p->e->weights.layers[layer].gate.n ? p->y : NULL);
     return CW_OK;
 }
 
 void cw_pass_abandon(cw_pass *p)
 {
-    cw_pass_feed_forward_drop(p);
     if (!p->waiting) return;
     cw_expert_reply reply;
     p->waiting = false;
@@ -272,7 +270,7 @@ cw_status cw_pass_finish(cw_pass *p, cw_err *err)
     if (e->clock.on) e->clock.sum.weight_bytes[CW_PHASE_LOGITS] += e->weights.out.bytes;
     cw_act_begin(&p->h, n);
     float *y = in_one ? together : p->logits;
-    CW_TRY(cw_pass_product(p, e->pool, &p->h, &e->weights.out, y, c->n_layers, err));
+    CW_TRY(cw_pass_product(p, &p->h, &e->weights.out, y, c->n_layers, err));
     for (int i = 0, k = 0; i < p->n && !in_one; i++)
         if (p->rows[i].logits)
             memcpy(p->rows[i].logits, y + (int64_t)k++ * c->n_vocab, (size_t)c->n_vocab * sizeof *y);

@@ -226,7 +226,7 @@ static cw_status latent_attention(step *s, cw_err *err)
     if (c->q_lora) {
         cw_act_begin(&p->q_a, p->n);
         cw_pool_run(p->e->pool, norm_q_a, s, p->n);
-        CW_TRY(cw_pass_product(p, p->e->pool, &p->q_a, &s->w->q, p->q, s->layer, err));
+        CW_TRY(cw_pass_product(p, &p->q_a, &s->w->q, p->q, s->layer, err));
     }
 
     cw_act_begin(&p->q_nope, p->n);
@@ -288,5 +288,5 @@ cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err)
 {
     step s = {.p = p, .layer = layer, .w = &p->e->weights.layers[layer]};
     CW_TRY(p->e->config.mla ? latent_attention(&s, err) : grouped_attention(&s, err));
-    return cw_pass_product(p, p->e->pool, &p->o, &s.w->attn_out, p->y, layer, err);
+    return cw_pass_product(p, &p->o, &s.w->attn_out, p->y, layer, err);
 }

@@ -22,7 +22,7 @@ static void gate_row(void *ctx, int row, int thread)
         atomic_store(&s->bad, true);
 }
 
-static cw_status feed_forward(cw_pass *p, cw_pool *pool, int layer, cw_err *err)
+static cw_status feed_forward(cw_pass *p, int layer, cw_err *err)
 {
     step s = {.p = p, .w = &p->e->weights.layers[layer]};
     cw_act gated =
@@ -30,52 +30,28 @@ static cw_status feed_forward(cw_pass *p, cw_pool *pool, int layer, cw_err *err)
     gated.k = s.w->gate.n;
     if (gated.k % 32 == 0) gated.a8 = cw_a8_view(&p->gated.a8, 0, p->gated.a8.m, 0, gated.k);
 
-    cw_mm mm[2] = {cw_act_product(&p->h, p->e->kn, pool, &s.w->gate, gated.x, gated.k),
-                   cw_act_product(&p->h, p->e->kn, pool, &s.w->up, p->up, gated.k)};
+    cw_mm mm[2] = {cw_act_product(&p->h, p->e->kn, p->e->pool, &s.w->gate, gated.x, gated.k),
+                   cw_act_product(&p->h, p->e->kn, p->e->pool, &s.w->up, p->up, gated.k)};
     CW_TRY(cw_pass_check(&p->h, layer, err));
-    cw_matmul_many(pool, p->e->kn, mm, 2);
+    cw_matmul_many(p->e->pool, p->e->kn, mm, 2);
     cw_act_begin(&gated, p->n);
     s.gated = &gated;
-    cw_pool_run(pool, gate_row, &s, p->n);
+    cw_pool_run(p->e->pool, gate_row, &s, p->n);
     if (s.w->down.info->quantised) cw_act_quantised(&gated, !atomic_load(&s.bad));
-    return cw_pass_product(p, pool, &gated, &s.w->down, p->y, layer, err);
-}
-
-static void run_aside(void *ctx)
-{
-    cw_ffn_aside *a = ctx;
-    a->status = feed_forward(a->p, cw_aside_pool(a->p->e->aside), a->layer, &a->err);
+    return cw_pass_product(p, &gated, &s.w->down, p->y, layer, err);
 }
 
 cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err)
 {
-    /* Of two halves one is waited for while the other computes: there are no gaps to fill. */
-    if (!p->waiting || !p->e->fills_gaps || p->n >= CW_OVERLAP_ROWS / 2)
-        return feed_forward(p, p->e->pool, layer, err);
-    p->aside = (cw_ffn_aside){.p = p, .layer = layer, .state = CW_FFN_LATER};
-    /* Where that gets no room, the experts have their turn first: beside them each barrier of the pool would
-     * wait for a thread that stands behind one of theirs. */
-    if (!cw_aside_has_room(p->e->aside)) return CW_OK;
-    p->aside.state = CW_FFN_UNDER_WAY;
-    cw_aside_start(p->e->aside, run_aside, &p->aside);
-    return CW_OK;
+    p->ffn_later = p->waiting && p->e->takes_turns && p->n < CW_OVERLAP_ROWS / 2;
+    return p->ffn_later ? CW_OK : feed_forward(p, layer, err);
 }
 
-cw_status cw_pass_feed_forward_end(cw_pass *p, cw_err *err)
+cw_status cw_pass_feed_forward_end(cw_pass *p, int layer, cw_err *err)
 {
-    cw_ffn_state was = p->aside.state;
-    p->aside.state = CW_FFN_NONE;
-    if (was == CW_FFN_NONE) return CW_OK;
-    if (was == CW_FFN_LATER) return feed_forward(p, p->e->pool, p->aside.layer, err);
-    cw_aside_wait(p->e->aside);
-    if (p->aside.status != CW_OK && err) *err = p->aside.err;
-    return p->aside.status;
-}
-
-void cw_pass_feed_forward_drop(cw_pass *p)
-{
-    if (p->aside.state == CW_FFN_UNDER_WAY) cw_aside_wait(p->e->aside);
-    p->aside.state = CW_FFN_NONE;
+    if (!p->ffn_later) return CW_OK;
+    p->ffn_later = false;
+    return feed_forward(p, layer, err);
 }
 
 static void route_row(void *ctx, int row, int thread)
@@ -102,7 +78,7 @@ cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
 {
     step s = {.p = p, .w = &p->e->weights.layers[layer]};
     const cw_model_config *c = &p->e->config;
-    CW_TRY(cw_pass_product(p, p->e->pool, &p->h, &s.w->router, p->scores, layer, err));
+    CW_TRY(cw_pass_product(p, &p->h, &s.w->router, p->scores, layer, err));
     cw_pool_run(p->e->pool, route_row, &s, p->n);
     for (int i = 0; i < p->n; i++)
         if (p->row_bad[i])

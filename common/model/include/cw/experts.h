@@ -66,8 +66,8 @@ typedef struct {
 /* Implementations embed this as their first member. */
 struct cw_experts {
     const cw_experts_vtable *vt;
-    /* Other processes of this very machine compute them: an engine that uses all its cores leaves them the
-     * first claim meanwhile. */
+    /* Other processes of this very machine compute them: an engine that uses all its cores waits with its
+     * own work until they are done. */
     bool on_our_cores;
 };
 
