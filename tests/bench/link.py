@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Every mode over a grid of links, with real processes behind the delay proxy: the figures of docs/LINK.md.
 
-    link.py --json FILE [--runs 5] [--delays 0,1,5,20,50] [--rates 0,100,10] [--stalls] [--gain] [--tokens 96] [--seconds N]
+    link.py --json FILE [--runs 5] [--delays 0,1,5,20,50] [--rates 0,100,10] [--stalls] [--gain] [--tokens 80] [--seconds N]
     link.py --json FILE --report [--svg FILE]      tables, and the plot, of what FILE holds
 
 Two workers that hold everything, each behind a route of its own; a delay is the round trip, half of it each way; a rate
 is the edge's link in Mbit/s, half of it on each route; stalls hold up one read in a hundred by 200 ms. In every cell the
-modes answer the same question in turn, then the next one, in turning order; all get two questions beforehand, for caches
-and governors. The texts of the modes must be equal. `causeway plan` is asked twice: with the workers measured on the bare link and the
+modes answer the same question in turn, then the next one, in turning order; the governed ones get two questions beforehand.
+The texts of the modes must be equal. `causeway plan` is asked twice: with the workers measured on the bare link and the
 cell's link told (the round trip with what the proxy was late), and with everything measured through the cell's link; both
-are told how often guesses were right.
+are told how often guesses were right and how long the answers were.
 
 --gain adds, at 20 ms, greedy answers to the demo's held-out tasks and to questions for stories.
 FILE gathers cells as they are done; a cell that is there with as many runs and tokens is not measured again, and none is
@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 import link_report  # noqa: E402
 from bed import STORIES, Bed, Talker  # noqa: E402
 from cluster import BIN, DEMO  # noqa: E402
-from link_report import FIXED, MODES  # noqa: E402
+from link_report import FIXED, GOVERNED, MODES  # noqa: E402
 
 ARGUMENTS = {"split": ["--mode", "split"], "draft": ["--mode", "draft"], "auto": ["--mode", "auto"]}
 ARGUMENTS |= {f"draft {n}": ["--mode", "draft", "--draft", str(n)] for n in FIXED}
@@ -104,9 +104,9 @@ class Grid:
         talkers = self.talkers(tokens, 0.7 if kind == "grid" else 0)
         asked = [[q] for q in STORIES] if kind != "tasks" else [tasks(20)]
         self.set_link(delay, rate, stall)
-        for t in talkers.values():
+        for m in GOVERNED:
             for i in range(WARM):
-                t.ask(STORIES[i])
+                talkers[m].ask(STORIES[i])
         results, same, wire = {m: [] for m in MODES}, True, 0
         for run in range(runs):
             said = []
@@ -134,10 +134,9 @@ class Grid:
 
 
 def seconds_of(kind, delay, rate, stall, runs, tokens):
-    """About how long a cell takes: passes of split, and half as long again for the others."""
+    """About how long a cell takes: split, and nearly as long again for the others."""
     one = 0.0015 + 0.004 * delay + (0.12 / rate if rate else 0) + (0.02 if stall else 0)
-    answers = runs + WARM if kind != "tasks" else 15 * runs + WARM
-    return 6 + 1.9 * answers * tokens * one * (0.4 if kind == "tasks" else 1)
+    return 8 + 1.75 * runs * tokens * one * (7 if kind == "tasks" else 1)
 
 
 def read(path):
@@ -179,7 +178,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
     p.add_argument("--runs", type=int, default=5)
-    p.add_argument("--tokens", type=int, default=96)
+    p.add_argument("--tokens", type=int, default=80)
     p.add_argument("--delays", default="0,1,5,20,50")
     p.add_argument("--rates", default="0,100,10")
     p.add_argument("--stalls", action="store_true", help="also 1 %% of reads stalled by 200 ms, unlimited rate")

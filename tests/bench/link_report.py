@@ -1,9 +1,11 @@
 """Tables and the plot of what link.py measured. Pure: the same figures give the same bytes."""
 import math
+import re
 import statistics
 
 FIXED = (4, 8, 16)
-MODES = ["split", *[f"draft {n}" for n in FIXED], "draft", "auto"]
+FIXED_MODES = tuple(f"draft {n}" for n in FIXED)
+MODES = ["split", *FIXED_MODES, "draft", "auto"]
 GOVERNED = ("draft", "auto")
 
 
@@ -58,28 +60,41 @@ def table(head, rows):
     return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *["| " + " | ".join(r) + " |" for r in rows]])
 
 
+def order(name):
+    """The grid by rate and delay, thinner links later; then stalls; then the rest."""
+    number = r"(\d+\.?\d*(?:e[+-]?\d+)?)"
+    found = re.fullmatch(number + rf" ms, (unlimited|{number} Mbit/s)(, stalls)?", name)
+    if not found:
+        return 2, 0, 0, name
+    delay, _, rate, stalls = found.groups()
+    return int(bool(stalls)), -float(rate) if rate else -math.inf, float(delay), name
+
+
+def speed_row(name, c):
+    mid, low, high = auto_ratio(c)
+    return [name, *[f"{speed(c, m):.3g}" if speed(c, m) < 100 else f"{speed(c, m):.0f}" for m in MODES], f"{mean_draft(c, 'auto'):.1f}",
+            f"{mid:.2f} ({low:.2f}-{high:.2f})", f"{max(speed(c, m) for m in MODES) / speed(c, 'split'):.1f}", f"{c['accept']:.3f}",
+            f"{c['late_us']:.0f} us{'' if c['same'] else ' TEXTS DIFFER'}"]
+
+
+def plan_row(name, c):
+    row = [name]
+    for p in (c["plan"]["told"], c["plan"]["measured"]):
+        row += [f"{p[m] / speed(c, m):.2f}" if p else "-" for m in ("split", *FIXED_MODES)]
+        row.append(f"{p['draft'] / max(speed(c, m) for m in MODES if m != 'split'):.2f} ({p['n']})" if p else "-")
+    split = c["modes"]["split"]
+    bytes_of_token = sum(r["wire_bytes"] for r in split) / sum(r["tokens"] for r in split)
+    row.append(f"{c['plan']['told']['bytes']['split'] / bytes_of_token:.2f}")
+    return row + [f"{speed(c, m) / b:.2f}" if (b := bound(c, n)) else "-" for n, m in zip(FIXED, FIXED_MODES)]
+
+
 def tables(data):
-    cells = data["cells"]
-    modes, rest = [], []
-    for name, c in cells.items():
-        mid, low, high = auto_ratio(c)
-        modes.append([name, *[f"{speed(c, m):.1f}" for m in MODES], f"{mean_draft(c, 'auto'):.1f}", f"{mid:.2f} ({low:.2f}-{high:.2f})",
-                      f"{max(speed(c, m) for m in MODES) / speed(c, 'split'):.1f}x", f"{c['accept']:.3f}", f"{c['late_us']:.0f} us",
-                      *([] if c["same"] else ["TEXTS DIFFER"])])
-        told, through = c["plan"]["told"], c["plan"]["measured"]
-        row = [name]
-        for p in (told, through):
-            row += [f"{p[m] / speed(c, m):.2f}" if p else "-" for m in ("split", *[f"draft {n}" for n in FIXED])]
-            row.append(f"{p['draft'] / max(speed(c, m) for m in MODES if m != 'split'):.2f} ({p['n']})" if p else "-")
-        split = c["modes"]["split"]
-        row.append(f"{sum(r['wire_bytes'] for r in split) / sum(r['tokens'] for r in split) / told['bytes']['split']:.2f}")
-        row += [f"{speed(c, f'draft {n}') / b:.2f}" if (b := bound(c, n)) else "-" for n in FIXED]
-        rest.append(row)
-    fixed = [f"draft {n}" for n in FIXED]
+    cells = [(name, data["cells"][name]) for name in sorted(data["cells"], key=order)]
     return "\n\n".join([
-        table(["link", *MODES, "auto: guesses a pass", "auto / best", "best / split", "a", "proxy late"], modes),
-        table(["plan / measured", *[f"told: {m}" for m in ("split", *fixed, "best (n)")], *[f"through: {m}" for m in ("split", *fixed, "best (n)")],
-               "bytes of split", *[f"{m} / bound" for m in fixed]], rest)])
+        table(["link", *MODES, "guesses a pass of auto", "auto / best", "best / split", "a", "proxy late"], [speed_row(*x) for x in cells]),
+        table(["plan / measured", *[f"told: {m}" for m in ("split", *FIXED_MODES, "best (n)")],
+               *[f"through: {m}" for m in ("split", *FIXED_MODES, "best (n)")], "bytes a token of split", *[f"{m} / bound" for m in FIXED_MODES]],
+              [plan_row(*x) for x in cells])])
 
 
 COLOURS = {"split": "#999999", "draft 4": "#9ecae1", "draft 8": "#4292c6", "draft 16": "#08519c", "draft": "#31a354", "auto": "#d94801"}
