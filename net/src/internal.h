@@ -126,6 +126,7 @@ struct cw_net {
     cw_outbox out;
     int poll_fd;
     bool touched; /* some socket is */
+    uint64_t n_delivered; /* events given to the machine */
     bool someone_gone;
     struct {
         cw_key key;

@@ -310,6 +310,7 @@ void net_deliver(cw_net *n, cw_event *ev)
     }
     ev->now_us = n->now_us = cw_now_us(); /* a round may be long, and machines measure with this */
     ev->wall_ms = cw_wall_ms();
+    n->n_delivered++;
     n->role.on_event(n->role.ctx, ev, &n->out);
     cw_msg_free(&ev->msg);
     drain_outbox(n);
@@ -415,21 +416,23 @@ static void receive_all(cw_net *n, bool polled)
     }
 }
 
-/* Before sleeping. What is read may send again. */
-static void read_touched(cw_net *n)
+/* Before sleeping. What is read may send again. true: something came, and a guest may have waited for it. */
+static bool read_touched(cw_net *n)
 {
+    uint64_t before = n->n_delivered;
     for (int i = 0; i < NET_RECV_BURST && n->touched && n->fatal.code == CW_OK; i++) {
         n->touched = false;
         receive_all(n, false);
     }
+    return n->n_delivered != before;
 }
 
 void net_one_round(cw_net *n, int64_t wait_us)
 {
     enum { AT_ONCE = 64 };
     struct epoll_event ev[AT_ONCE];
-    read_touched(n);
-    long ms = n->touched || n->someone_gone || n->failing_links ? 0 : poll_ms(n);
+    bool came = read_touched(n);
+    long ms = came || n->touched || n->someone_gone || n->failing_links ? 0 : poll_ms(n);
     if (wait_us < ms * 1000) ms = (long)((wait_us + 999) / 1000);
     int n_ev = epoll_wait(n->poll_fd, ev, AT_ONCE, (int)ms);
     if (n_ev < 0 && errno != EINTR) {
