@@ -9,6 +9,7 @@
  * peer and before one is shut down.
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -240,6 +241,10 @@ static void handle_local(cw_net *n, net_listener *l, net_parts *p)
         (void)introduce_local(n, l, p);
         net_parts_free(p);
     } else if (link->state != NET_CONNECTING) {
+        /* Its sender may stand behind us on this very core, with the rest of a layer for other workers in
+         * hand. What we compute takes long enough to let it go first, or they would compute one after
+         * another. */
+        sched_yield();
         net_link_message(n, link, p);
     } else {
         bool ok =
