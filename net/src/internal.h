@@ -125,7 +125,7 @@ struct cw_net {
     net_map by_id, by_rid;
     cw_outbox out;
     int poll_fd;
-    bool touched; /* some socket is */
+    bool touched;         /* some socket is */
     uint64_t n_delivered; /* events given to the machine */
     bool someone_gone;
     struct {

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <time.h>
 #include <cmocka.h>
 
@@ -325,7 +326,8 @@ void party_ping(party *p, cw_link link, uint64_t t)
     party_do(p, do_ping, &o);
 }
 
-bool party_guest_ping(party *p, cw_link link, uint64_t t)
+/* Sends, stays away from the net for a while, then drives it until the pong is there. */
+static bool guest_ping(party *p, cw_link link, uint64_t t, int64_t pause_us, int64_t wait_us)
 {
     order o = {.link = link, .value = t};
     int64_t end = cw_now_us() + (int64_t)TEST_WAIT_MS * 1000;
@@ -337,10 +339,23 @@ bool party_guest_ping(party *p, cw_link link, uint64_t t)
     pthread_mutex_unlock(&p->lock);
     cw_net_poke(p->net);
     bool ok = p->todo == NULL;
-    while (ok && p->n_pongs == seen && cw_now_us() < end) ok = cw_net_round(p->net, 1000);
+    if (pause_us) usleep((useconds_t)pause_us);
+    while (ok && p->n_pongs == seen && cw_now_us() < end) ok = cw_net_round(p->net, wait_us);
     ok = ok && p->n_pongs > seen;
     cw_net_leave(p->net);
     return ok;
+}
+
+bool party_guest_ping(party *p, cw_link link, uint64_t t)
+{
+    return guest_ping(p, link, t, 0, 1000);
+}
+
+int64_t party_guest_late_ping(party *p, cw_link link, uint64_t t)
+{
+    enum { PAUSE_US = 2000 };
+    int64_t began = cw_now_us();
+    return guest_ping(p, link, t, PAUSE_US, 1000000) ? cw_now_us() - began : -1;
 }
 
 void party_check_echo(party *p, cw_link link, uint64_t t)

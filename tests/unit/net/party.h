@@ -69,6 +69,9 @@ void party_ping(party *p, cw_link link, uint64_t t);
 /* A ping, sent and waited for by the calling thread as a guest of the party's net; false: no answer in time.
  */
 bool party_guest_ping(party *p, cw_link link, uint64_t t);
+/* The same, but the guest looks only when the answer has most likely come: how long all of it took, in
+ * microseconds; -1: no answer in time. */
+int64_t party_guest_late_ping(party *p, cw_link link, uint64_t t);
 /* A ping that must be answered. */
 void party_check_echo(party *p, cw_link link, uint64_t t);
 void party_call(party *p, cw_link link, uint64_t id, size_t bytes);
