@@ -345,8 +345,9 @@ static void summary_text(cli_printer *p, const cli_summary *s)
                 (unsigned long long)n->hedge_wins, (unsigned long long)n->busy,
                 (unsigned long long)n->suspects);
     if (n && n->compared)
-        fprintf(p->note, "  %llu rows came from two workers: %llu differed\n",
-                (unsigned long long)n->compared, (unsigned long long)n->mismatches);
+        fprintf(p->note, "  %llu row%s came from two workers: %llu differed\n",
+                (unsigned long long)n->compared, n->compared == 1 ? "" : "s",
+                (unsigned long long)n->mismatches);
 }
 
 void cli_printer_summary(cli_printer *p, const cli_summary *s)
