@@ -15,6 +15,7 @@ questions to an edge that holds every expert itself.
 """
 import argparse
 import json
+import os
 import sys
 import threading
 import time
