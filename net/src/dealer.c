@@ -15,9 +15,9 @@
 
 static bool setup(const cw_net *n, net_link *l, const cw_address *a)
 {
-    int off = 0, on = 1, never = -1, connect_ms = NET_CONNECT_MS, ipv6 = a && a->ipv6;
-    return net_socket_setup(n, l->sock, CW_DATA_FRAME_MAX + NET_FRAME_SLACK, !l->local) &&
-           (l->local || zmq_setsockopt(l->sock, ZMQ_CURVE_SERVERKEY, l->key.b, CW_KEY_BYTES) == 0) &&
+    int off = 0, on = 1, never = -1, connect_ms = NET_CONNECT_MS, ipv6 = a->ipv6;
+    return net_socket_setup(n, l->sock, CW_DATA_FRAME_MAX + NET_FRAME_SLACK) &&
+           zmq_setsockopt(l->sock, ZMQ_CURVE_SERVERKEY, l->key.b, CW_KEY_BYTES) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_RECONNECT_IVL, &never, sizeof never) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_IMMEDIATE, &on, sizeof on) == 0 &&
            zmq_setsockopt(l->sock, ZMQ_CONNECT_TIMEOUT, &connect_ms, sizeof connect_ms) == 0 &&
@@ -25,15 +25,16 @@ static bool setup(const cw_net *n, net_link *l, const cw_address *a)
            zmq_setsockopt(l->sock, ZMQ_IPV6, &ipv6, sizeof ipv6) == 0;
 }
 
-/* `address` has a number for a host, or is a same-host endpoint (a NULL). */
+/* `address` has a number for a host. */
 static void begin_connection(cw_net *n, net_link *l, const char *address, const cw_address *a)
 {
     if (!(l->sock = zmq_socket(n->zmq, ZMQ_DEALER))) {
         net_link_fail(n, l, "no socket for another connection");
         return;
     }
-    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || !net_poll_add(n, l->sock, l->id) ||
-        !net_poll_add(n, l->mon, l->id) || zmq_connect(l->sock, address) != 0)
+    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || 
+        !net_poll_add(n, l->sock, NET_POLL_LINKS + l->id) ||
+        !net_poll_add(n, l->mon, NET_POLL_LINKS + l->id) || zmq_connect(l->sock, address) != 0)
         net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));
 }
 
@@ -41,7 +42,7 @@ static void begin_connection(cw_net *n, net_link *l, const char *address, const 
 static uint32_t n_outgoing(const cw_net *n)
 {
     uint32_t k = 0;
-    for (size_t i = 0; i < n->n_links; i++) k += !n->links[i]->from && n->links[i]->state != NET_DEAD;
+    for (size_t i = 0; i < n->n_links; i++) k += !n->links[i]->incoming && n->links[i]->state != NET_DEAD;
     return k;
 }
 
@@ -72,7 +73,7 @@ void net_dealer_fall_back(cw_net *n, net_link *l)
     n->away[n->next_away].key = l->key;
     n->away[n->next_away].until_us = n->now_us + NET_LOCAL_AWAY_US;
     n->next_away = (n->next_away + 1) % NET_LOCAL_AWAY;
-    net_dealer_close(n, l);
+    net_neighbour_close(l);
     l->local = l->gone = false;
     l->why[0] = 0;
     begin_remote(n, l);
@@ -93,9 +94,7 @@ void net_dealer_open(cw_net *n, const cw_action *act)
         net_link_fail(n, l, "too many connections: %u are the limit", n->cfg.max_peers);
     } else if (n->cfg.local_dir && !is_away(n, &l->key) &&
                net_local_is_there(n->cfg.local_dir, &l->key, local)) {
-        l->local = true;
-        l->deadline_us = n->now_us + NET_LOCAL_US;
-        begin_connection(n, l, local, NULL);
+        net_neighbour_open(n, l, local);
     } else {
         begin_remote(n, l);
     }
@@ -141,47 +140,9 @@ static void connected(cw_net *n, net_link *l, int fd)
 
 static void ended(cw_net *n, net_link *l, const char *why)
 {
-    n->someone_gone = true;
     cw_free(l->conn);
     l->conn = NULL;
-    l->gone = true;
-    if (!l->why[0]) snprintf(l->why, sizeof l->why, "%s", why);
-}
-
-static void came_up(cw_net *n, net_link *l)
-{
-    if (l->state != NET_CONNECTING) return;
-    l->state = NET_UP;
-    l->deadline_us = INT64_MAX;
-    l->stats.up_since_us = n->now_us;
-    NET_COUNT(n, links_out, 1);
-    cw_event ev = {.kind = CW_EV_LINK_UP, .link = l->id, .key = l->key};
-    snprintf(ev.text, sizeof ev.text, "%.120s", l->address);
-    net_deliver(n, &ev);
-}
-
-/* The same-host handshake is done: whose keys these are is shown by messages of our own. */
-static void begin_proof(cw_net *n, net_link *l)
-{
-    uint8_t first[NET_LOCAL_FIRST];
-    if (l->state != NET_CONNECTING) return;
-    net_proof_first(&l->proof, n->cfg.keys, &l->key, first);
-    if (zmq_send(l->sock, first, sizeof first, ZMQ_DONTWAIT) < 0) ended(n, l, "the connection was lost");
-    net_touched(n, l);
-}
-
-static void end_proof(cw_net *n, net_link *l, net_parts *p)
-{
-    uint8_t third[NET_LOCAL_THIRD];
-    bool ok =
-        p->n_parts == 1 &&
-        net_proof_third(&l->proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header), third) &&
-        zmq_send(l->sock, third, sizeof third, ZMQ_DONTWAIT) >= 0;
-    net_parts_free(p);
-    if (ok)
-        came_up(n, l);
-    else
-        ended(n, l, "it has not the key it should have");
+    net_link_ended(n, l, why);
 }
 
 void net_dealer_monitor(cw_net *n, net_link *l)
@@ -191,12 +152,7 @@ void net_dealer_monitor(cw_net *n, net_link *l)
     while (l->mon && net_monitor_read(l->mon, &event, &value)) {
         switch (event) {
         case ZMQ_EVENT_CONNECTED: connected(n, l, (int)value); break;
-        case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-            if (l->local)
-                begin_proof(n, l);
-            else
-                came_up(n, l);
-            break;
+        case ZMQ_EVENT_HANDSHAKE_SUCCEEDED: net_link_came_up(n, l); break;
         case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
         case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
         case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
@@ -214,21 +170,18 @@ void net_dealer_receive(cw_net *n, net_link *l)
 {
     l->drained = false;
     for (int i = 0; i < NET_RECV_BURST && l->sock && n->fatal.code == CW_OK; i++) {
-        net_parts p;
-        net_recv r = net_parts_receive(l->sock, false, &p);
+        net_received got;
+        net_recv r = net_message_receive(l->sock, false, &got);
         if (r == NET_RECV_NONE) {
             l->drained = true;
-            l->io.touched = false;
+            l->touched = false;
             return;
         }
         if (r == NET_RECV_BROKEN) {
             net_fatal(n, CW_STATUS_IO, "reading from %s failed: %s", l->address, zmq_strerror(errno));
             return;
         }
-        if (l->local && l->state == NET_CONNECTING)
-            end_proof(n, l, &p);
-        else
-            net_link_message(n, l, &p);
+        net_link_message(n, l, &got.parts);
     }
     if (l->sock) net_touched(n, l); /* there may be more */
 }

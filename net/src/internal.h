@@ -1,6 +1,7 @@
 /*
  * The parts of the reactor. net.c runs the loop and carries out actions; link.c keeps the links; listener.c
- * reads ROUTERs and their monitors; dealer.c is the same for outgoing links; wire.c moves one message;
+ * reads ROUTERs and their monitors; dealer.c is the same for outgoing links; wire.c moves one message through
+ * either; neighbour.c has the links on one host, which go without ZeroMQ, and stream.c moves their messages;
  * watch.c cuts peers that run ahead. Everything here belongs to the thread of cw_net_run, but for what is
  * marked atomic.
  */
@@ -14,7 +15,9 @@
 #include "cw/net.h"
 #include "local.h"
 #include "map.h"
+#include "parts.h"
 #include "resolve.h"
+#include "stream.h"
 #include "zap.h"
 
 enum {
@@ -35,7 +38,16 @@ enum {
     NET_LOCAL_US = 1000000, /* a same-host endpoint that has not let us in by then is left for the address */
     NET_LOCAL_AWAY_US = 30000000, /* and not tried again for so long */
     NET_LOCAL_AWAY = 16,          /* of so many keys */
+    NET_LOCAL_UNPROVEN = 32,      /* same-host connections that have not proven a key, at once */
     NET_ASIDE_MS = 20,            /* how long the net's thread waits for a guest to come again */
+};
+
+/* What epoll's data says whose event it is. */
+enum {
+    NET_POLL_WAKE,
+    NET_POLL_NEIGHBOURS,
+    NET_POLL_LISTENERS, /* + its index */
+    NET_POLL_LINKS = NET_POLL_LISTENERS + NET_MAX_LISTENERS, /* + its id */
 };
 
 typedef struct net_link net_link;
@@ -75,6 +87,7 @@ struct net_link {
     cw_link_gate gate;
     cw_key key;
     cw_port port;
+    bool incoming;
     char address[CW_ADDRESS_MAX]; /* the peer's, as far as it is known */
     int64_t deadline_us;          /* INT64_MAX: none */
     bool gone;                    /* the connection ended; what was read before it still counts */
@@ -83,19 +96,23 @@ struct net_link {
     net_conn *conn; /* NULL: not connected (any more) */
     net_backlog *backlog;
     cw_net_link_stats stats;
-    /* incoming */
+    /* incoming through a ROUTER */
     net_listener *from;
     uint8_t rid[5];
-    /* outgoing */
+    /* outgoing through a DEALER */
     void *sock, *mon;
     bool drained; /* read empty */
-    /* same-host */
+    /* same-host; outgoing ones may fall back to a DEALER */
     bool local;
+    net_stream *stream;
+    bool proving; /* incoming: the first message of the proof has come */
+    bool watched_for_room; /* the poll tells when it can be written to again */
+    int64_t heard_us, said_us;
     net_proof proof;
-    struct {
-        bool ready;   /* the poll says so */
-        bool touched; /* sent to since it was read: libzmq may have taken note of arrivals meanwhile */
-    } io;
+
+    uint32_t ready; /* epoll's events that wait to be looked after */
+    bool touched; /* there may be something to read that no poll reports: libzmq may have taken note of it
+                     when a message was sent, or a reading was not finished */
 };
 
 struct net_listener {
@@ -106,9 +123,8 @@ struct net_listener {
     size_t n_by_fd;
     net_conn *oldest, *newest; /* half-open */
     uint32_t n_half_open;
-    bool local;
     bool drained;        /* the ROUTER was read empty */
-    bool ready, touched; /* as a link's io */
+    bool ready, touched; /* as a link's */
 };
 
 struct cw_net {
@@ -119,6 +135,13 @@ struct cw_net {
     net_resolver *resolver;
     net_listener listeners[NET_MAX_LISTENERS];
     uint32_t n_listeners;
+    struct {
+        int fd; /* -1: none */
+        cw_port port;
+        char path[CW_ADDRESS_MAX];
+        bool ready;
+        int64_t shut_until_us; /* out of the poll, because connections cannot be accepted; 0: it is in */
+    } neighbours; /* who listens for them, see neighbour.c */
     net_link **links;
     size_t n_links, cap_links;
     uint32_t n_live;
@@ -177,15 +200,20 @@ void net_links_reap(cw_net *n);
 void net_links_free(cw_net *n);
 void net_link_send(cw_net *n, net_link *l, cw_msg **m);
 /* What both directions do with a message that was read: gate, decode, deliver. Consumes the parts. */
-struct net_parts;
-void net_link_message(cw_net *n, net_link *l, struct net_parts *p);
+void net_link_message(cw_net *n, net_link *l, net_parts *p);
+/* LINK_UP of an incoming link, and of an outgoing one whose handshake is done. */
+void net_link_arrived(cw_net *n, net_link *l);
+void net_link_came_up(cw_net *n, net_link *l);
+/* What a Hello through that port must say it is for. */
+Cw__Pb__Purpose net_purpose(cw_port port);
+/* The connection has ended, and why if that is known: the link fails when everything was read. */
+void net_link_ended(cw_net *n, net_link *l, const char *why);
 /* Links whose connection ended and that have been read empty fail now. */
 void net_links_finish_gone(cw_net *n);
 
 /* listener.c */
 CW_MUST_USE cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *bound,
                                         cw_err *err);
-CW_MUST_USE cw_status net_listener_open_local(cw_net *n, cw_port port, const char *dir, cw_err *err);
 void net_listener_free(cw_net *n, net_listener *l);
 void net_listener_monitor(cw_net *n, net_listener *l);
 void net_listener_receive(cw_net *n, net_listener *l);
@@ -204,13 +232,29 @@ void net_dealer_close(cw_net *n, net_link *l);
 /* The same-host way has failed: the address, then. */
 void net_dealer_fall_back(cw_net *n, net_link *l);
 
-/* Options that both kinds of socket share; false: errno says why. */
-CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame, bool curve);
-/* A socket joins and leaves the poll; `who` comes back in epoll's data: 0 the wake-up, 1.. listeners, else a
- * link's id. */
+/* neighbour.c */
+CW_MUST_USE cw_status net_neighbours_listen(cw_net *n, cw_port port, const char *dir, cw_err *err);
+void net_neighbours_unlisten(cw_net *n);
+void net_neighbours_accept(cw_net *n);
+/* Goes on with what could not be accepted before. */
+void net_neighbours_timer(cw_net *n);
+/* The link falls back to its address if that does not work. */
+void net_neighbour_open(cw_net *n, net_link *l, const char *path);
+void net_neighbour_ready(cw_net *n, net_link *l, uint32_t events);
+/* What is left of an earlier reading. */
+void net_neighbour_receive(cw_net *n, net_link *l);
+net_send net_neighbour_send(cw_net *n, net_link *l, cw_msg **m, uint64_t *bytes);
+/* Heartbeats, both ways. */
+void net_neighbour_timer(cw_net *n, net_link *l);
+void net_neighbour_close(net_link *l);
+
+/* Options that both kinds of ZeroMQ socket share; false: errno says why. */
+CW_MUST_USE bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame);
+/* Descriptors and sockets join, change and leave the poll; `who` is one of NET_POLL_. */
+CW_MUST_USE bool net_poll_fd(cw_net *n, int op, int fd, uint64_t who, uint32_t events);
 CW_MUST_USE bool net_poll_add(cw_net *n, void *sock, uint64_t who);
 void net_poll_remove(cw_net *n, void *sock);
-/* Something was sent through a socket outside of its own reading. */
+/* There may be something to read that the poll does not report. */
 void net_touched(cw_net *n, net_link *l);
 
 /* guest.c */

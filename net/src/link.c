@@ -50,6 +50,16 @@ fail:
     return NULL;
 }
 
+static void let_go(cw_net *n, net_link *l)
+{
+    if (l->stream)
+        net_neighbour_close(l);
+    else if (l->from)
+        net_listener_cut(n, l);
+    else if (!l->incoming)
+        net_dealer_close(n, l);
+}
+
 static void now_dead(cw_net *n, net_link *l)
 {
     if (l->state == NET_DEAD) return;
@@ -86,9 +96,9 @@ void net_link_blame(cw_net *n, net_link *l, const char *fmt, ...)
     CW_LOG_W("net", "peer cut link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address,
              why);
     NET_COUNT(n, blamed, 1);
-    if (l->from) {
+    if (l->incoming) {
         net_zap_ban(n->zap, &l->key, n->cfg.ban_s);
-        net_listener_cut(n, l);
+        let_go(n, l);
     }
     net_link_fail(n, l, "broke the protocol: %.100s", why);
 }
@@ -97,16 +107,13 @@ void net_link_close(cw_net *n, net_link *l, bool at_once)
 {
     if (l->state == NET_DEAD) return;
     l->failing = false; /* the machine has let go of it: no LINK_DOWN */
-    if (!at_once && l->state == NET_UP && l->conn) {
+    if (!at_once && l->state == NET_UP && (l->conn || l->stream)) {
         /* It stays open and is read, to nowhere: a descriptor that is closed with unread bytes resets the
          * connection, and what was sent before would be lost. The peer ends it, or the deadline does. */
         l->state = NET_CLOSING;
         l->deadline_us = n->now_us + NET_CLOSE_US;
     } else if (at_once || l->state != NET_CLOSING) {
-        if (l->from)
-            net_listener_cut(n, l);
-        else
-            net_dealer_close(n, l);
+        let_go(n, l);
         now_dead(n, l);
     }
 }
@@ -115,8 +122,9 @@ void net_links_timers(cw_net *n)
 {
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
+        if (l->stream) net_neighbour_timer(n, l);
         if (l->deadline_us > n->now_us) continue;
-        if (l->state == NET_CONNECTING && l->local && !l->from) {
+        if (l->state == NET_CONNECTING && l->local && !l->incoming) {
             net_dealer_fall_back(n, l);
             continue;
         }
@@ -138,7 +146,7 @@ void net_links_finish_gone(cw_net *n)
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
         if (!l->gone || l->state == NET_DEAD) continue;
-        if (l->local && l->state == NET_CONNECTING && !l->from)
+        if (l->local && l->state == NET_CONNECTING && !l->incoming)
             net_dealer_fall_back(n, l);
         else
             net_link_fail(n, l, "%s", l->why[0] ? l->why : "the connection was closed or lost");
@@ -154,11 +162,8 @@ void net_links_settle(cw_net *n)
             if (!l->failing) continue;
             l->failing = false;
             /* A peer that came in and never proved its key: the machine does not know it. */
-            bool unknown = l->from && l->state == NET_CONNECTING;
-            if (l->from)
-                net_listener_cut(n, l);
-            else
-                net_dealer_close(n, l);
+            bool unknown = l->incoming && l->state == NET_CONNECTING;
+            let_go(n, l);
             now_dead(n, l);
             if (unknown) continue;
             cw_event ev = {.kind = CW_EV_LINK_DOWN, .link = l->id, .port = l->port, .key = l->key};
@@ -174,7 +179,7 @@ static void free_link(cw_net *n, net_link *l)
         net_map_remove(&n->by_rid, rid_key(l));
         if (l->conn) l->conn->link = NULL;
     } else {
-        net_dealer_close(n, l);
+        let_go(n, l);
     }
     net_backlog_release(l->backlog);
     cw_free(l);
@@ -209,10 +214,16 @@ void net_link_send(cw_net *n, net_link *l, cw_msg **m)
     }
     CW_ASSERT(l->state == NET_UP); /* a machine sends on an outgoing link only after LINK_UP */
     cw_gate_sent(&l->gate, *m);
-    net_touched(n, l);
     uint64_t bytes = 0;
-    switch (net_message_send(l->from ? l->from->sock : l->sock, l->from ? l->rid : NULL, m, l->backlog,
-                             n->cfg.queue_bytes, &bytes)) {
+    net_send sent;
+    if (l->stream) {
+        sent = net_neighbour_send(n, l, m, &bytes);
+    } else {
+        net_touched(n, l);
+        sent = net_message_send(l->from ? l->from->sock : l->sock, l->from ? l->rid : NULL, m, l->backlog,
+                                n->cfg.queue_bytes, &bytes);
+    }
+    switch (sent) {
     case NET_SENT:
         l->stats.bytes_out += bytes;
         l->stats.messages_out++;
@@ -221,12 +232,52 @@ void net_link_send(cw_net *n, net_link *l, cw_msg **m)
     case NET_SEND_FULL:
         /* A DEALER whose connection has just ended says the same as one whose queue is full. */
         net_link_fail(n, l,
-                      l->from ? "reads too slowly: the queue to it is full"
-                              : "the connection was lost, or the peer reads too slowly");
+                      l->incoming || l->stream ? "reads too slowly: the queue to it is full"
+                                               : "the connection was lost, or the peer reads too slowly");
         break;
     case NET_SEND_GONE: net_link_fail(n, l, "the connection was closed or lost"); break;
     case NET_SEND_NO_MEMORY: net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to send a message"); break;
     }
+}
+
+Cw__Pb__Purpose net_purpose(cw_port port)
+{
+    static const Cw__Pb__Purpose purposes[] = {
+        [CW_PORT_CONTROL] = CW__PB__PURPOSE__PURPOSE_CONTROL,
+        [CW_PORT_STORE] = CW__PB__PURPOSE__PURPOSE_STORE,
+        [CW_PORT_DATA] = CW__PB__PURPOSE__PURPOSE_DATA,
+    };
+    return purposes[port];
+}
+
+static void tell_up(cw_net *n, net_link *l)
+{
+    cw_event ev = {.kind = CW_EV_LINK_UP, .link = l->id, .port = l->port, .key = l->key};
+    snprintf(ev.text, sizeof ev.text, "%.120s", l->address);
+    net_deliver(n, &ev);
+}
+
+void net_link_arrived(cw_net *n, net_link *l)
+{
+    NET_COUNT(n, links_in, 1);
+    tell_up(n, l);
+}
+
+void net_link_came_up(cw_net *n, net_link *l)
+{
+    if (l->state != NET_CONNECTING) return;
+    l->state = NET_UP;
+    l->deadline_us = INT64_MAX;
+    l->stats.up_since_us = n->now_us;
+    NET_COUNT(n, links_out, 1);
+    tell_up(n, l);
+}
+
+void net_link_ended(cw_net *n, net_link *l, const char *why)
+{
+    n->someone_gone = true;
+    l->gone = true;
+    if (!l->why[0]) snprintf(l->why, sizeof l->why, "%s", why);
 }
 
 void net_link_message(cw_net *n, net_link *l, net_parts *p)
@@ -248,8 +299,7 @@ void net_link_message(cw_net *n, net_link *l, net_parts *p)
         net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to receive a message");
     } else if (p->n_parts == 0 || p->n_parts > 1 + CW_MSG_MAX_FRAMES) {
         net_link_blame(n, l, "a message of %u parts", p->n_parts);
-    } else if (cw_msg_decode(zmq_msg_data(&p->header), zmq_msg_size(&p->header), cw_gate_header_max(&l->gate),
-                             p->frames, p->n_frames, &m, &err) != CW_OK) {
+    } else if (cw_msg_decode(p->header.data, p->header.len, cw_gate_header_max(&l->gate), p->frames, p->n_frames, &m, &err) != CW_OK) {
         if (err.code == CW_STATUS_NO_MEMORY)
             net_fatal(n, err.code, "%s", err.text);
         else

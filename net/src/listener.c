@@ -9,7 +9,6 @@
  * peer and before one is shut down.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -22,11 +21,6 @@
 #include "wire.h"
 
 static const char *const port_names[] = {"control", "store", "data"};
-static const Cw__Pb__Purpose purposes[] = {
-    [CW_PORT_CONTROL] = CW__PB__PURPOSE__PURPOSE_CONTROL,
-    [CW_PORT_STORE] = CW__PB__PURPOSE__PURPOSE_STORE,
-    [CW_PORT_DATA] = CW__PB__PURPOSE__PURPOSE_DATA,
-};
 /* Largest part a correct peer sends to each port: control and store are asked for things, data carries rows.
  */
 static const int64_t max_parts[] = {
@@ -136,9 +130,9 @@ static uint64_t rid_key(const net_listener *l, const uint8_t rid[5])
            (uint64_t)rid[3] << 8 | rid[4];
 }
 
-static bool key_of(const net_parts *p, cw_key *key)
+static bool key_of(const net_received *r, cw_key *key)
 {
-    const char *user = zmq_msg_gets(&p->header, "User-Id");
+    const char *user = zmq_msg_gets(&r->header, "User-Id");
     return user && strlen(user) == CW_KEY_HEX - 1 && cw_key_parse(user, key);
 }
 
@@ -153,13 +147,13 @@ static void turn_away(cw_net *n, net_conn *c, net_listener *l, const cw_key *key
 
 /* A routing id that is not known: a new peer, or the last words of a connection that is gone. NULL: not to be
  * talked to. */
-static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_key *key)
+static net_link *introduce(cw_net *n, net_listener *l, net_received *r, const cw_key *key)
 {
-    int fd = zmq_msg_get(&p->header, ZMQ_SRCFD);
+    int fd = zmq_msg_get(&r->header, ZMQ_SRCFD);
     net_listener_monitor(n, l);
     net_conn *c = conn_of_fd(l, fd);
     if (!c || c->cut) return NULL;
-    if (!p->rid_ok) {
+    if (!r->rid_ok) {
         turn_away(n, c, l, key, "it chose its own routing id");
         return NULL;
     }
@@ -179,15 +173,16 @@ static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_ke
     unlink_half_open(l, c);
     c->link = link;
     link->conn = c;
+    link->incoming = true;
     link->from = l;
     link->port = l->port;
     link->key = *key;
     link->state = NET_UP;
     link->deadline_us = n->now_us + NET_FIRST_WORD_US;
     link->stats.up_since_us = n->now_us;
-    memcpy(link->rid, p->rid, sizeof link->rid);
-    cw_gate_incoming(&link->gate, n->cfg.self, purposes[l->port]);
-    const char *address = zmq_msg_gets(&p->header, "Peer-Address");
+    memcpy(link->rid, r->rid, sizeof link->rid);
+    cw_gate_incoming(&link->gate, n->cfg.self, net_purpose(l->port));
+    const char *address = zmq_msg_gets(&r->header, "Peer-Address");
     snprintf(link->address, sizeof link->address, "%s", address ? address : "?");
     if (net_map_put(&n->by_rid, rid_key(l, link->rid), link) != CW_OK) {
         net_fatal(n, CW_STATUS_NO_MEMORY, "no memory for another connection");
@@ -196,98 +191,28 @@ static net_link *introduce(cw_net *n, net_listener *l, net_parts *p, const cw_ke
     return link;
 }
 
-static void arrived(cw_net *n, net_link *link)
-{
-    NET_COUNT(n, links_in, 1);
-    cw_event ev = {.kind = CW_EV_LINK_UP, .link = link->id, .port = link->port, .key = link->key};
-    snprintf(ev.text, sizeof ev.text, "%.120s", link->address);
-    net_deliver(n, &ev);
-}
-
-/* The first message on the same-host endpoint names a key, and the answer asks for the proof. */
-static net_link *introduce_local(cw_net *n, net_listener *l, net_parts *p)
-{
-    net_proof proof = {0};
-    uint8_t second[NET_LOCAL_SECOND];
-    int fd = zmq_msg_get(&p->header, ZMQ_SRCFD);
-    net_listener_monitor(n, l);
-    net_conn *c = conn_of_fd(l, fd);
-    if (!c || c->cut) return NULL;
-    if (p->n_parts != 1 || !net_local_peer_is_ours(fd) ||
-        !net_proof_second(&proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header), second) ||
-        !net_zap_admits(n->zap, &proof.opener)) {
-        CW_LOG_W("net", "peer cut before its hello port=%s reason=\"no same-host proof\"",
-                 port_names[l->port]);
-        net_listener_drop_half_open(l, c);
-        return NULL;
-    }
-    net_link *link = introduce(n, l, p, &proof.opener);
-    if (!link) return NULL;
-    link->state = NET_CONNECTING;
-    link->local = true;
-    link->proof = proof;
-    snprintf(link->address, sizeof link->address, "this host");
-    if (zmq_send(l->sock, link->rid, sizeof link->rid, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0 ||
-        zmq_send(l->sock, second, sizeof second, ZMQ_DONTWAIT) < 0)
-        net_link_fail(n, link, "the connection was closed or lost");
-    return link;
-}
-
-/* Keys are not libzmq's business there: what a link's messages may do is known from its proof. */
-static void handle_local(cw_net *n, net_listener *l, net_parts *p)
-{
-    net_link *link = p->rid_ok ? net_map_get(&n->by_rid, rid_key(l, p->rid)) : NULL;
-    if (!link) {
-        (void)introduce_local(n, l, p);
-        net_parts_free(p);
-    } else if (link->state != NET_CONNECTING) {
-        /* Its sender may stand behind us on this very core, with the rest of a layer for other workers in
-         * hand. What we compute takes long enough to let it go first, or they would compute one after
-         * another. */
-        sched_yield();
-        net_link_message(n, link, p);
-    } else {
-        bool ok =
-            p->n_parts == 1 && net_zap_admits(n->zap, &link->key) &&
-            net_proof_check(&link->proof, n->cfg.keys, zmq_msg_data(&p->header), zmq_msg_size(&p->header));
-        net_parts_free(p);
-        if (link->failing) return;
-        if (!ok) {
-            net_link_fail(n, link, "it has not proven its key");
-            return;
-        }
-        link->state = NET_UP;
-        link->deadline_us = n->now_us + NET_FIRST_WORD_US;
-        arrived(n, link);
-    }
-}
-
-static void handle(cw_net *n, net_listener *l, net_parts *p)
+static void handle(cw_net *n, net_listener *l, net_received *r)
 {
     cw_key key;
-    if (!p->has_header) { /* a routing id alone: nothing to act on, and nobody to name */
-        net_parts_free(p);
+    if (!r->parts.header.release) { /* a routing id alone: nothing to act on, and nobody to name */
+        net_parts_free(&r->parts);
         return;
     }
-    if (l->local) {
-        handle_local(n, l, p);
-        return;
-    }
-    if (!key_of(p, &key)) {
-        net_parts_free(p);
+    if (!key_of(r, &key)) {
+        net_parts_free(&r->parts);
         net_fatal(n, CW_STATUS_AUTH, "a message came whose sender the ZAP handler has not named");
         return;
     }
-    net_link *link = p->rid_ok ? net_map_get(&n->by_rid, rid_key(l, p->rid)) : NULL;
-    if (!link && (link = introduce(n, l, p, &key))) arrived(n, link);
+    net_link *link = r->rid_ok ? net_map_get(&n->by_rid, rid_key(l, r->rid)) : NULL;
+    if (!link && (link = introduce(n, l, r, &key))) net_link_arrived(n, link);
     if (!link)
-        net_parts_free(p);
+        net_parts_free(&r->parts);
     else if (!cw_key_equal(&key, &link->key)) {
-        net_parts_free(p);
+        net_parts_free(&r->parts);
         net_link_blame(n, link, "its key changed");
     } else {
         bool was_new = link->gate.state == CW_GATE_NEW;
-        net_link_message(n, link, p);
+        net_link_message(n, link, &r->parts);
         if (was_new && link->deadline_us != INT64_MAX && link->state == NET_UP)
             link->deadline_us = n->now_us + NET_FIRST_WORD_US;
     }
@@ -297,8 +222,8 @@ void net_listener_receive(cw_net *n, net_listener *l)
 {
     l->drained = false;
     for (int i = 0; i < NET_RECV_BURST && n->fatal.code == CW_OK; i++) {
-        net_parts p;
-        net_recv r = net_parts_receive(l->sock, true, &p);
+        net_received got;
+        net_recv r = net_message_receive(l->sock, true, &got);
         if (r == NET_RECV_NONE) {
             l->drained = true;
             l->touched = false;
@@ -309,7 +234,7 @@ void net_listener_receive(cw_net *n, net_listener *l)
                       zmq_strerror(errno));
             return;
         }
-        handle(n, l, &p);
+        handle(n, l, &got);
     }
     l->touched = n->touched = true; /* there may be more */
 }
@@ -320,7 +245,7 @@ static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, 
                                char *bound, cw_err *err)
 {
     int on = 1, backlog = 256, ipv6 = a->ipv6;
-    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK, true) ||
+    if (!net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK) ||
         zmq_setsockopt(l->sock, ZMQ_CURVE_SERVER, &on, sizeof on) != 0 ||
         zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
         zmq_setsockopt(l->sock, ZMQ_BACKLOG, &backlog, sizeof backlog) != 0 ||
@@ -356,7 +281,8 @@ static cw_status bind_listener(cw_net *n, net_listener *l, const char *address, 
 
 static cw_status join_poll(cw_net *n, net_listener *l, cw_err *err)
 {
-    if (net_poll_add(n, l->sock, l->index + 1) && net_poll_add(n, l->mon, l->index + 1)) return CW_OK;
+    if (net_poll_add(n, l->sock, NET_POLL_LISTENERS + l->index) &&
+        net_poll_add(n, l->mon, NET_POLL_LISTENERS + l->index)) return CW_OK;
     return CW_FAIL(err, CW_STATUS_LIMIT, "cannot watch a socket: %s", strerror(errno));
 }
 
@@ -371,30 +297,6 @@ cw_status net_listener_open(cw_net *n, cw_port port, const char *address, char *
     if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER)))
         return CW_FAIL(err, CW_STATUS_LIMIT, "no socket for %s: %s", address, zmq_strerror(errno));
     cw_status s = bind_listener(n, l, address, &a, bound, err);
-    if (s == CW_OK) s = join_poll(n, l, err);
-    if (s == CW_OK)
-        n->n_listeners++;
-    else
-        net_listener_free(n, l);
-    return s;
-}
-
-cw_status net_listener_open_local(cw_net *n, cw_port port, const char *dir, cw_err *err)
-{
-    char address[CW_ADDRESS_MAX];
-    int on = 1;
-    if (!net_local_address(dir, cw_keys_public(n->cfg.keys), address))
-        return CW_FAIL(err, CW_STATUS_LIMIT, "the path of %.100s is too long for a socket", dir);
-    if (n->n_listeners == NET_MAX_LISTENERS)
-        return CW_FAIL(err, CW_STATUS_LIMIT, "at most %d ports can be listened on", NET_MAX_LISTENERS);
-    net_listener *l = &n->listeners[n->n_listeners];
-    *l = (net_listener){.index = n->n_listeners, .port = port, .local = true, .drained = true};
-    cw_status s = CW_OK;
-    if (!(l->sock = zmq_socket(n->zmq, ZMQ_ROUTER)) ||
-        !net_socket_setup(n, l->sock, max_parts[l->port] + NET_FRAME_SLACK, false) ||
-        zmq_setsockopt(l->sock, ZMQ_ROUTER_MANDATORY, &on, sizeof on) != 0 ||
-        !(l->mon = net_monitor_open(n, l->sock)) || zmq_bind(l->sock, address) != 0)
-        s = CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: %s", address, zmq_strerror(errno));
     if (s == CW_OK) s = join_poll(n, l, err);
     if (s == CW_OK)
         n->n_listeners++;

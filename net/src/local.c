@@ -13,10 +13,9 @@
 #include "cw/mem.h"
 #include "cw/net.h"
 
-static const char greeting[] = "cw-local-1";
-#define AS_LISTENER "causeway local 1 listener"
-#define AS_OPENER   "causeway local 1 opener"
-static const char prefix[] = "ipc://";
+static const char greeting[] = "cw-local-2";
+#define AS_LISTENER "causeway local 2 listener"
+#define AS_OPENER   "causeway local 2 opener"
 _Static_assert(sizeof greeting - 1 + CW_KEY_BYTES + NET_LOCAL_NONCE == NET_LOCAL_FIRST, "the first message");
 
 static bool mac(const net_proof *p, const cw_keys *self, const cw_key *other, const char *context,
@@ -78,21 +77,20 @@ bool net_proof_check(const net_proof *p, const cw_keys *listener, const void *th
     return n == NET_LOCAL_THIRD && matches(p, listener, &p->opener, AS_OPENER, third);
 }
 
-bool net_local_address(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX])
+bool net_local_path(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX])
 {
     char hex[CW_KEY_HEX];
     cw_key_hex(key, hex);
     hex[32] = 0; /* 128 bits tell keys apart; which key it really is, the proof shows */
-    int n = snprintf(out, CW_ADDRESS_MAX, "%s%s/%s", prefix, dir, hex);
-    return n > 0 && n < CW_ADDRESS_MAX &&
-           (size_t)n - (sizeof prefix - 1) < sizeof((struct sockaddr_un *)0)->sun_path;
+    int n = snprintf(out, CW_ADDRESS_MAX, "%s/%s", dir, hex);
+    return n > 0 && (size_t)n < sizeof((struct sockaddr_un *)0)->sun_path;
 }
 
 bool net_local_is_there(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX])
 {
     struct stat d, f;
-    return net_local_address(dir, key, out) && lstat(dir, &d) == 0 && S_ISDIR(d.st_mode) &&
-           d.st_uid == geteuid() && (d.st_mode & 077) == 0 && lstat(out + sizeof prefix - 1, &f) == 0 &&
+    return net_local_path(dir, key, out) && lstat(dir, &d) == 0 && S_ISDIR(d.st_mode) &&
+           d.st_uid == geteuid() && (d.st_mode & 077) == 0 && lstat(out, &f) == 0 &&
            S_ISSOCK(f.st_mode) && f.st_uid == geteuid();
 }
 

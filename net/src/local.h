@@ -5,7 +5,7 @@
  * everywhere else.
  *
  * The proof, three messages before the first of the application:
- *   opener    "cw-local-1" | its public key, 32 | nonce, 32
+ *   opener    "cw-local-2" | its public key, 32 | nonce, 32
  *   listener  nonce, 32 | MAC, 32
  *   opener    MAC, 32
  * A MAC is cw_keys_mac of who it is from, both keys and both nonces: only the holders of these keys can make
@@ -40,8 +40,8 @@ CW_MUST_USE bool net_proof_third(net_proof *p, const cw_keys *opener, const void
 /* Listener: whether the opener has proven its key. */
 CW_MUST_USE bool net_proof_check(const net_proof *p, const cw_keys *listener, const void *third, size_t n);
 
-/* "ipc:///DIR/KEY" of a listener; false when that is too long for a socket's name. */
-CW_MUST_USE bool net_local_address(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX]);
+/* DIR/KEY of a listener; false when that is too long for a socket's name. */
+CW_MUST_USE bool net_local_path(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX]);
 /* Whether a listener's file is there, ours, in a directory that is ours and closed to others. */
 CW_MUST_USE bool net_local_is_there(const char *dir, const cw_key *key, char out[CW_ADDRESS_MAX]);
 /* Whether the process behind a connection is of our user. */

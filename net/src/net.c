@@ -26,7 +26,7 @@ void net_fatal(cw_net *n, cw_status code, const char *fmt, ...)
 
 /* --- sockets --- */
 
-bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame, bool curve)
+bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame)
 {
     int linger = 0, hwm = (int)n->cfg.queue_messages, handshake = NET_HANDSHAKE_MS;
     int beat = (int)n->cfg.heartbeat_ms, dead = 3 * beat;
@@ -38,9 +38,8 @@ bool net_socket_setup(const cw_net *n, void *sock, int64_t max_frame, bool curve
            zmq_setsockopt(sock, ZMQ_HEARTBEAT_TIMEOUT, &dead, sizeof dead) == 0 &&
            zmq_setsockopt(sock, ZMQ_HEARTBEAT_TTL, &dead, sizeof dead) == 0 &&
            zmq_setsockopt(sock, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame) == 0 &&
-           (!curve ||
-            (zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, CW_KEY_BYTES) == 0 &&
-             zmq_setsockopt(sock, ZMQ_CURVE_SECRETKEY, cw_keys_secret(n->cfg.keys), CW_KEY_BYTES) == 0));
+           zmq_setsockopt(sock, ZMQ_CURVE_PUBLICKEY, cw_keys_public(n->cfg.keys)->b, CW_KEY_BYTES) == 0 &&
+           zmq_setsockopt(sock, ZMQ_CURVE_SECRETKEY, cw_keys_secret(n->cfg.keys), CW_KEY_BYTES) == 0;
 }
 
 static bool fd_of(void *sock, int *fd)
@@ -49,11 +48,16 @@ static bool fd_of(void *sock, int *fd)
     return zmq_getsockopt(sock, ZMQ_FD, fd, &len) == 0;
 }
 
+bool net_poll_fd(cw_net *n, int op, int fd, uint64_t who, uint32_t events)
+{
+    struct epoll_event ev = {.events = events, .data.u64 = who};
+    return epoll_ctl(n->poll_fd, op, fd, &ev) == 0;
+}
+
 bool net_poll_add(cw_net *n, void *sock, uint64_t who)
 {
     int fd;
-    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = who};
-    return fd_of(sock, &fd) && epoll_ctl(n->poll_fd, EPOLL_CTL_ADD, fd, &ev) == 0;
+    return fd_of(sock, &fd) && net_poll_fd(n, EPOLL_CTL_ADD, fd, who, EPOLLIN);
 }
 
 void net_poll_remove(cw_net *n, void *sock)
@@ -64,7 +68,7 @@ void net_poll_remove(cw_net *n, void *sock)
 
 void net_touched(cw_net *n, net_link *l)
 {
-    *(l->from ? &l->from->touched : &l->io.touched) = true;
+    *(l->from ? &l->from->touched : &l->touched) = true;
     n->touched = true;
 }
 
@@ -176,12 +180,11 @@ static void resolved(void *ctx)
 
 static cw_status start(cw_net *n, cw_err *err)
 {
-    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0};
     n->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     n->poll_fd = epoll_create1(EPOLL_CLOEXEC);
     n->zmq = zmq_ctx_new();
     if (n->wake_fd < 0 || n->poll_fd < 0 || !n->zmq ||
-        epoll_ctl(n->poll_fd, EPOLL_CTL_ADD, n->wake_fd, &ev) != 0)
+        !net_poll_fd(n, EPOLL_CTL_ADD, n->wake_fd, NET_POLL_WAKE, EPOLLIN))
         return CW_FAIL(err, CW_STATUS_LIMIT, "the network cannot start: %s", strerror(errno));
     /* A monitored DEALER takes three; libzmq closes sockets a little after we do, hence twice. */
     int sockets = 64 + 6 * (int)n->cfg.max_peers, limit = zmq_ctx_get(n->zmq, ZMQ_SOCKET_LIMIT);
@@ -213,7 +216,7 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
     }
     n->cfg = cfg;
     n->role = *role;
-    n->wake_fd = n->poll_fd = -1;
+    n->wake_fd = n->poll_fd = n->neighbours.fd = -1;
     net_guest_init(n);
     cw_outbox_init(&n->out);
     cw_status s = start(n, err);
@@ -227,6 +230,7 @@ cw_status cw_net_new(const cw_net_config *c, const cw_net_role *role, cw_net **o
 static void close_sockets(cw_net *n)
 {
     net_links_free(n);
+    net_neighbours_unlisten(n);
     for (uint32_t i = 0; i < n->n_listeners; i++) net_listener_free(n, &n->listeners[i]);
     n->n_listeners = 0;
 }
@@ -259,7 +263,7 @@ cw_status cw_net_listen(cw_net *n, cw_port port, const char *address, char bound
 
 cw_status cw_net_listen_local(cw_net *n, cw_port port, const char *dir, cw_err *err)
 {
-    return net_listener_open_local(n, port, dir, err);
+    return net_neighbours_listen(n, port, dir, err);
 }
 
 /* --- actions --- */
@@ -279,7 +283,7 @@ static void carry_out(cw_net *n, cw_action *a)
     case CW_ACT_SEND: net_link_send(n, l, &a->msg); break;
     case CW_ACT_ADMIT:
         cw_gate_admit(&l->gate);
-        if (l->from && l->state == NET_UP) l->deadline_us = INT64_MAX;
+        if (l->incoming && l->state == NET_UP) l->deadline_us = INT64_MAX;
         break;
     case CW_ACT_CLOSE:
         CW_LOG_D("net", "closed link=%llx address=%s reason=\"%s\"", (unsigned long long)l->id, l->address,
@@ -325,6 +329,7 @@ static void tick(cw_net *n)
     cw_event ev = {.kind = CW_EV_TICK};
     net_deliver(n, &ev);
     net_links_timers(n);
+    net_neighbours_timer(n);
 }
 
 static void cut_revoked(cw_net *n)
@@ -386,18 +391,20 @@ static void note(cw_net *n, const struct epoll_event *ev, int n_ev, bool *wake_u
 {
     for (int i = 0; i < n_ev; i++) {
         uint64_t who = ev[i].data.u64;
-        net_link *l = who > NET_MAX_LISTENERS ? net_link_find(n, who) : NULL;
-        if (who == 0)
+        net_link *l = who >= NET_POLL_LINKS ? net_link_find(n, who - NET_POLL_LINKS) : NULL;
+        if (who == NET_POLL_WAKE)
             *wake_up = true;
-        else if (who <= n->n_listeners)
-            n->listeners[who - 1].ready = true;
+        else if (who == NET_POLL_NEIGHBOURS)
+            n->neighbours.ready = true;
+        else if (who - NET_POLL_LISTENERS < n->n_listeners)
+            n->listeners[who - NET_POLL_LISTENERS].ready = true;
         else if (l)
-            l->io.ready = true;
+            l->ready |= ev[i].events;
     }
 }
 
-/* `polled`: what the poll has reported; else what was sent to since, whose arrivals a poll would not report.
- */
+/* `polled`: what the poll has reported; else what was sent to since, whose arrivals a poll would not report,
+ * or not read to its end. */
 static void receive_all(cw_net *n, bool polled)
 {
     for (uint32_t i = 0; i < n->n_listeners; i++) {
@@ -407,11 +414,18 @@ static void receive_all(cw_net *n, bool polled)
         if (polled) net_listener_monitor(n, l);
         net_listener_receive(n, l);
     }
+    if (n->neighbours.ready) net_neighbours_accept(n);
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
-        if (!l->sock || !(polled ? l->io.ready : l->io.touched)) continue;
-        l->io.ready = l->io.touched = false;
-        if (polled) net_dealer_monitor(n, l);
+        uint32_t ready = l->ready;
+        if (!(polled ? ready != 0 : l->touched)) continue;
+        l->ready = 0;
+        l->touched = false;
+        if (l->stream && polled)
+            net_neighbour_ready(n, l, ready);
+        else if (l->stream)
+            net_neighbour_receive(n, l);
+        if (polled && l->sock) net_dealer_monitor(n, l);
         if (l->sock) net_dealer_receive(n, l);
     }
 }

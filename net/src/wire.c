@@ -1,12 +1,12 @@
-/* One message through a socket; see wire.h. Frames are handed over without copying, both ways. */
+/* One message through a ZeroMQ socket; see wire.h. Frames are handed over without copying, both ways. */
 #include "wire.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cw/recycled.h"
 #include "cw/mem.h"
+#include "cw/recycled.h"
 
 /* Raw frames smaller than this are copied: cheaper than an owner that travels with them. */
 enum { COPY_BELOW = 512 };
@@ -19,6 +19,11 @@ static void release_received(void *owner)
     cw_block_give(owner);
 }
 
+static void release_header(void *owner)
+{
+    zmq_msg_close(owner);
+}
+
 /* What a part of n bytes takes in ZMTP under CURVE at least: a frame header of 2 or 9 bytes and a MESSAGE of
  * 33 + n. */
 static uint64_t on_wire(size_t n)
@@ -26,18 +31,20 @@ static uint64_t on_wire(size_t n)
     return n + 33 + (n + 33 > 255 ? 9 : 2);
 }
 
-/* Takes part `m` into p; false when it could not be kept (m is closed then). */
-static void keep_part(net_parts *p, zmq_msg_t *m)
+/* Consumes m. */
+static void keep_part(net_received *r, zmq_msg_t *m)
 {
+    net_parts *p = &r->parts;
     size_t n = zmq_msg_size(m);
     p->bytes += n;
     p->wire_bytes += on_wire(n);
     uint32_t at = p->n_parts++;
     if (at == 0) {
-        zmq_msg_init(&p->header);
-        zmq_msg_move(&p->header, m);
+        zmq_msg_init(&r->header);
+        zmq_msg_move(&r->header, m);
         zmq_msg_close(m);
-        p->has_header = true;
+        p->header = (cw_frame){
+            .data = zmq_msg_data(&r->header), .len = n, .owner = &r->header, .release = release_header};
         return;
     }
     if (at <= CW_MSG_MAX_FRAMES && !p->no_memory) {
@@ -54,7 +61,7 @@ static void keep_part(net_parts *p, zmq_msg_t *m)
     zmq_msg_close(m);
 }
 
-static bool receive_rid(void *sock, net_parts *p, net_recv *result)
+static bool receive_rid(void *sock, net_received *r, net_recv *result)
 {
     zmq_msg_t m;
     zmq_msg_init(&m);
@@ -64,19 +71,19 @@ static bool receive_rid(void *sock, net_parts *p, net_recv *result)
         return false;
     }
     const uint8_t *id = zmq_msg_data(&m);
-    p->rid_ok = zmq_msg_size(&m) == sizeof p->rid && id[0] == 0;
-    if (p->rid_ok) memcpy(p->rid, id, sizeof p->rid);
+    r->rid_ok = zmq_msg_size(&m) == sizeof r->rid && id[0] == 0;
+    if (r->rid_ok) memcpy(r->rid, id, sizeof r->rid);
     bool more = zmq_msg_more(&m);
     zmq_msg_close(&m);
     *result = NET_RECV_GOT;
     return more;
 }
 
-net_recv net_parts_receive(void *sock, bool router, net_parts *p)
+net_recv net_message_receive(void *sock, bool router, net_received *r)
 {
-    memset(p, 0, sizeof *p);
+    memset(r, 0, sizeof *r);
     net_recv result = NET_RECV_GOT;
-    if (router && !receive_rid(sock, p, &result)) return result;
+    if (router && !receive_rid(sock, r, &result)) return result;
     for (;;) {
         zmq_msg_t m;
         zmq_msg_init(&m);
@@ -85,23 +92,14 @@ net_recv net_parts_receive(void *sock, bool router, net_parts *p)
             zmq_msg_close(&m);
             if (e == EINTR) continue;
             /* Inside a message there is always a next part, unless the socket is broken. */
-            if (e == EAGAIN && p->n_parts == 0 && !router) return NET_RECV_NONE;
-            net_parts_free(p);
+            if (e == EAGAIN && r->parts.n_parts == 0 && !router) return NET_RECV_NONE;
+            net_parts_free(&r->parts);
             return NET_RECV_BROKEN;
         }
         bool more = zmq_msg_more(&m);
-        keep_part(p, &m);
+        keep_part(r, &m);
         if (!more) return NET_RECV_GOT;
     }
-}
-
-void net_parts_free(net_parts *p)
-{
-    if (p->has_header) zmq_msg_close(&p->header);
-    p->has_header = false;
-    for (uint32_t i = 0; i < p->n_frames; i++)
-        if (p->frames[i].release) p->frames[i].release(p->frames[i].owner);
-    p->n_frames = 0;
 }
 
 /* --- sending --- */

@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
-#include <zmq.h>
 #include <cmocka.h>
 
 #include "party.h"
@@ -167,48 +166,16 @@ static void a_link_whose_key_is_revoked_is_cut_there_too(void **state)
     party_wait(&client, NULL, CW_EV_LINK_DOWN, link, 0);
 }
 
-/* A client of libzmq's own, without our manners. */
-static void *raw_dealer(void *zmq)
-{
-    char path[108], endpoint[128];
-    int linger = 0, patience = TEST_WAIT_MS;
-    void *s = zmq_socket(zmq, ZMQ_DEALER);
-    path_of(&server, path);
-    snprintf(endpoint, sizeof endpoint, "ipc://%s", path);
-    zmq_setsockopt(s, ZMQ_LINGER, &linger, sizeof linger);
-    zmq_setsockopt(s, ZMQ_RCVTIMEO, &patience, sizeof patience);
-    assert_int_equal(zmq_connect(s, endpoint), 0);
-    return s;
-}
-
-static void an_honest_peer_comes_in(void)
-{
-    cw_link link = party_connect(&client, nowhere, cw_keys_public(server.keys));
-    party_wait(&client, NULL, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_WELCOME);
-}
-
-static void who_does_not_prove_a_key_never_reaches_the_machine(void **state)
+static void what_a_peer_says_last_is_heard(void **state)
 {
     (void)state;
+    server.answer = PARTY_REFUSES;
     start_both();
-    void *zmq = zmq_ctx_new(), *hello = raw_dealer(zmq), *liar = raw_dealer(zmq);
-    uint8_t packed[256], answer[256], first[10 + 64] = "cw-local-1";
-    size_t n = pack_hello(packed, sizeof packed, CW_SIDE_EDGE, CW__PB__PURPOSE__PURPOSE_DATA, 4);
-    /* Straight in with a hello. */
-    assert_true(zmq_send(hello, packed, n, 0) >= 0);
-    /* The key of somebody else, and a proof that is none; then a hello as if it had been one. */
-    memcpy(first + 10, cw_keys_public(client.keys)->b, CW_KEY_BYTES);
-    assert_true(zmq_send(liar, first, sizeof first, 0) >= 0);
-    assert_int_equal(zmq_recv(liar, answer, sizeof answer, 0), 64);
-    assert_true(zmq_send(liar, answer, 32, 0) >= 0);
-    assert_true(zmq_send(liar, packed, n, 0) >= 0);
-    an_honest_peer_comes_in(); /* so the others have been dealt with, or wait behind it for nothing */
-    size_t up = 0;
-    for (size_t i = 0; i < server.n_events; i++) up += server.events[i].kind == CW_EV_LINK_UP;
-    assert_int_equal(up, 1);
-    zmq_close(hello);
-    zmq_close(liar);
-    zmq_ctx_term(zmq);
+    cw_link link = party_connect(&client, nowhere, cw_keys_public(server.keys));
+    size_t from = 0;
+    party_event e = party_wait(&client, &from, CW_EV_MESSAGE, link, CW__PB__ENVELOPE__BODY_REFUSAL);
+    assert_string_equal(e.text, "this worker is full");
+    party_wait(&client, &from, CW_EV_LINK_DOWN, link, 0);
 }
 
 /* --- guests --- */
@@ -267,7 +234,7 @@ int main(void)
         T(a_directory_that_is_open_to_others_is_not_used),
         T(a_revoked_key_does_not_come_in_there_either),
         T(a_link_whose_key_is_revoked_is_cut_there_too),
-        T(who_does_not_prove_a_key_never_reaches_the_machine),
+        T(what_a_peer_says_last_is_heard),
         T(a_guest_sends_and_waits_in_its_own_thread),
         T(a_guest_does_not_sleep_on_its_answer),
     };
