@@ -149,6 +149,7 @@ struct cw_net {
     cw_outbox out;
     int poll_fd;
     bool touched;         /* some socket is */
+    bool more_to_send;    /* the action in hand is not the last message of its outbox */
     uint64_t n_delivered; /* events given to the machine */
     bool someone_gone;
     struct {

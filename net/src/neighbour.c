@@ -247,10 +247,9 @@ static void take(cw_net *n, net_link *l, net_parts *p)
 {
     if (l->state != NET_CONNECTING) {
         bool was_new = l->incoming && l->gate.state == CW_GATE_NEW;
-        /* Its sender may stand behind us on this very core, with the rest of a layer for other workers in
-         * hand. What we compute takes long enough to let it go first, or they would compute one after
-         * another. */
-        if (l->incoming) sched_yield();
+        /* Its sender has the rest of a layer for other workers in hand. What we compute takes long enough to
+         * let it go first, or they would compute one after another. */
+        if (l->incoming && net_stream_is_in_the_way(l->stream)) sched_yield();
         net_link_message(n, l, p);
         if (was_new && l->deadline_us != INT64_MAX && l->state == NET_UP)
             l->deadline_us = n->now_us + NET_FIRST_WORD_US;
@@ -303,7 +302,7 @@ static void watch_for_room(cw_net *n, net_link *l)
 
 net_send net_neighbour_send(cw_net *n, net_link *l, cw_msg **m, uint64_t *bytes)
 {
-    net_send r = net_stream_send(l->stream, m, n->cfg.queue_bytes, n->cfg.queue_messages, bytes);
+    net_send r = net_stream_send(l->stream, m, n->more_to_send, n->cfg.queue_bytes, n->cfg.queue_messages, bytes);
     l->said_us = n->now_us;
     if (r == NET_SENT) watch_for_room(n, l);
     /* What a peer that is gone said last is still to be read, and the end of that ends the link. */

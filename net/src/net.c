@@ -301,7 +301,12 @@ static void carry_out(cw_net *n, cw_action *a)
 static void drain_outbox(cw_net *n)
 {
     if (n->out.failed) net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to queue an action");
-    for (size_t i = 0; i < n->out.n; i++) carry_out(n, &n->out.items[i]);
+    size_t last = n->out.n; /* message, if there is one */
+    while (last > 0 && n->out.items[last - 1].kind != CW_ACT_SEND) last--;
+    for (size_t i = 0; i < n->out.n; i++) {
+        n->more_to_send = i + 1 < last;
+        carry_out(n, &n->out.items[i]);
+    }
     cw_outbox_clear(&n->out);
 }
 

@@ -2,6 +2,7 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -13,7 +14,8 @@
 
 enum {
     PARTS = 1 + CW_MSG_MAX_FRAMES,
-    PREFIX = 4 + 4 * PARTS,
+    PREFIX = 4 + 4 * PARTS + 4,
+    BUSY = 4 + 4 * PARTS,
     IN_BYTES = 32 << 10 /* a decode call or its rows in one read; longer parts are read where they belong */
 };
 
@@ -32,7 +34,7 @@ struct net_stream {
     bool dry; /* the last read took all there was: the next one would be for nothing */
     size_t at, end;
     bool begun; /* the message below is being filled */
-    uint32_t n_parts, part;
+    uint32_t n_parts, part, busy;
     size_t filled; /* of that part */
     cw_frame parts[PARTS];
     outgoing *first, *last;
@@ -130,6 +132,7 @@ static net_recv begin(net_stream *s, const net_stream_limits *limits)
     s->at += PREFIX;
     s->begun = n > 0;
     s->n_parts = n;
+    s->busy = cw_load_u32(prefix + BUSY);
     s->part = 0;
     s->filled = 0;
     return NET_RECV_GOT;
@@ -185,6 +188,11 @@ net_recv net_stream_receive(net_stream *s, const net_stream_limits *limits, net_
         }
     }
     return r;
+}
+
+bool net_stream_is_in_the_way(const net_stream *s)
+{
+    return s->busy && s->busy == 1 + (uint32_t)sched_getcpu();
 }
 
 /* --- sending --- */
@@ -244,7 +252,7 @@ static net_send leave(net_stream *s, outgoing *o)
     return NET_SENT;
 }
 
-net_send net_stream_send(net_stream *s, cw_msg **mp, uint64_t queue_bytes, uint32_t queue_messages,
+net_send net_stream_send(net_stream *s, cw_msg **mp, bool more, uint64_t queue_bytes, uint32_t queue_messages,
                          uint64_t *bytes)
 {
     cw_msg *m = *mp;
@@ -257,6 +265,7 @@ net_send net_stream_send(net_stream *s, cw_msg **mp, uint64_t queue_bytes, uint3
         o = outgoing_new(1 + m->n_frames, cw_msg_header_bytes(m->env));
     if (o) {
         cw_msg_header_pack(m->env, o->head + PREFIX);
+        if (more) cw_store_u32(o->head + BUSY, 1 + (uint32_t)sched_getcpu());
         for (uint32_t i = 0; i < m->n_frames; i++) {
             cw_store_u32(o->head + 8 + 4 * i, (uint32_t)m->frames[i].len);
             o->len += m->frames[i].len;

@@ -7,6 +7,7 @@
  * On the wire, numbers little-endian:
  *   u32 parts       1 header and up to CW_MSG_MAX_FRAMES raw frames; 0: a heartbeat
  *   u32 length [4]  of each part in bytes; 0 beyond the count
+ *   u32 busy        0, or 1 + the CPU of a sender that has more to send at once
  *   the parts' bytes, one after another
  * Lengths are checked against what this peer may send now before anything is allocated.
  *
@@ -33,9 +34,12 @@ typedef struct {
 void net_stream_readable(net_stream *s);
 /* GOT: one message; call again until it is NONE, or what has been read stays unseen by the poll. */
 net_recv net_stream_receive(net_stream *s, const net_stream_limits *limits, net_parts *p);
+/* Of the last message: its sender has more to send and stands behind us on this very CPU. */
+CW_MUST_USE bool net_stream_is_in_the_way(const net_stream *s);
 
-/* FULL when more than that would wait; *m is consumed in every case, *bytes are of its parts. */
-net_send net_stream_send(net_stream *s, cw_msg **m, uint64_t queue_bytes, uint32_t queue_messages,
+/* FULL when more than that would wait; *m is consumed in every case, *bytes are of its parts. `more`: the
+ * caller is about to send to others. */
+net_send net_stream_send(net_stream *s, cw_msg **m, bool more, uint64_t queue_bytes, uint32_t queue_messages,
                          uint64_t *bytes);
 /* A message of one part, copied. */
 net_send net_stream_send_bytes(net_stream *s, const void *data, size_t n);

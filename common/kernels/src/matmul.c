@@ -38,16 +38,10 @@ static split split_of(const cw_mm *mm, int n_mm, int threads)
     return s;
 }
 
-typedef struct {
-    const cw_kernels *kn;
-    const cw_mm *mm;
-    int n_mm, threads;
-} many_job;
-
-static void many_task(void *ctx, int task, int thread)
+void cw_mm_task(void *ctx, int task, int thread)
 {
     (void)thread;
-    const many_job *job = ctx;
+    const cw_mm_job *job = ctx;
     int i = 0;
     split s = split_of(&job->mm[0], job->n_mm, job->threads);
     while (task >= s.tasks) {
@@ -61,16 +55,23 @@ static void many_task(void *ctx, int task, int thread)
     job->kn->matmul(mm, panel0, panel1 < s.panels ? panel1 : s.panels, row0, row1);
 }
 
-void cw_matmul_many(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm, int n_mm)
+int cw_mm_tasks(cw_mm_job *job, const cw_kernels *kn, const cw_mm *mm, int n_mm, int threads)
 {
-    many_job job = {.kn = kn, .mm = mm, .n_mm = n_mm, .threads = cw_pool_threads(pool)};
     int tasks = 0;
+    *job = (cw_mm_job){.kn = kn, .mm = mm, .n_mm = n_mm, .threads = threads};
     for (int i = 0; i < n_mm; i++) {
         CW_ASSERT(mm[i].m >= 0 &&
                   (mm[i].w->info->quantised ? mm[i].a8 && mm[i].a8->k == mm[i].w->k : mm[i].f32 != NULL));
-        tasks += split_of(&mm[i], n_mm, job.threads).tasks;
+        tasks += split_of(&mm[i], n_mm, threads).tasks;
     }
-    cw_pool_run(pool, many_task, &job, tasks);
+    return tasks;
+}
+
+void cw_matmul_many(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm, int n_mm)
+{
+    cw_mm_job job;
+    int tasks = cw_mm_tasks(&job, kn, mm, n_mm, cw_pool_threads(pool));
+    cw_pool_run(pool, cw_mm_task, &job, tasks);
 }
 
 void cw_matmul(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm)

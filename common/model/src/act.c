@@ -54,10 +54,15 @@ void cw_act_quantised(cw_act *a, bool finite)
     a->finite = a->finite && finite;
 }
 
+cw_mm cw_act_product_later(const cw_act *a, const cw_weight *w, float *y, int64_t ldy)
+{
+    CW_ASSERT(w->k == a->k);
+    return (cw_mm){.w = w, .a8 = &a->a8, .f32 = a->x, .ldx = a->k, .m = a->m, .y = y, .ldy = ldy};
+}
+
 cw_mm cw_act_product(cw_act *a, const cw_kernels *kn, cw_pool *pool, const cw_weight *w, float *y,
                      int64_t ldy)
 {
-    CW_ASSERT(w->k == a->k);
     if (w->info->quantised) cw_act_quantise(a, kn, pool);
-    return (cw_mm){.w = w, .a8 = &a->a8, .f32 = a->x, .ldx = a->k, .m = a->m, .y = y, .ldy = ldy};
+    return cw_act_product_later(a, w, y, ldy);
 }

@@ -31,3 +31,5 @@ void cw_act_quantised(cw_act *a, bool finite);
 /* The product of rows of `a` with `w` into y [m, ldy]; quantises first where `w` needs it. */
 cw_mm cw_act_product(cw_act *a, const cw_kernels *kn, cw_pool *pool, const cw_weight *w, float *y,
                      int64_t ldy);
+/* The same of rows that are yet to come, and will be quantised by then where `w` needs it. */
+cw_mm cw_act_product_later(const cw_act *a, const cw_weight *w, float *y, int64_t ldy);

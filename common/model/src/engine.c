@@ -97,6 +97,7 @@ void cw_engine_close(cw_engine **engine)
     cw_weights_drop(&e->weights);
     cw_free(e->shapes);
     cw_free(e->rows);
+    cw_filler_free(&e->filler);
     if (e->owns_pool) cw_pool_free(&e->pool);
     cw_free(e);
     *engine = NULL;
@@ -105,8 +106,12 @@ void cw_engine_close(cw_engine **engine)
 void cw_engine_set_experts(cw_engine *e, cw_experts *x)
 {
     e->experts = x ? x : e->local;
-    e->takes_turns =
+    bool fills =
         e->experts && e->experts->on_our_cores && cw_pool_threads(e->pool) >= sysconf(_SC_NPROCESSORS_ONLN);
+    if (!fills)
+        cw_filler_free(&e->filler);
+    else if (!e->filler && cw_filler_new(e->pool, &e->filler, NULL) != CW_OK)
+        CW_LOG_W("engine", "shared experts have no threads of their own and take turns with the pool's");
 }
 
 /* --- questions --- */

@@ -3,6 +3,7 @@
 #include "act.h"
 #include "attention.h"
 #include "cw/engine.h"
+#include "cw/filler.h"
 #include "cw/phases.h"
 #include "expanded.h"
 #include "kv.h"
@@ -47,7 +48,7 @@ struct cw_engine {
     cw_expert_set *set;      /* local only */
     cw_experts *local;       /* local only; what `experts` is until set */
     cw_experts *experts;
-    bool takes_turns; /* the present experts need the same cores: shared ones come after the routed ones */
+    cw_filler *filler; /* while others compute the experts on our cores: for the gaps they leave */
     cw_pass *pass[2]; /* the second only for overlapping, edge only */
     cw_row *rows;     /* [max_rows] of the forward in progress */
     cw_phase_clock clock;
@@ -77,6 +78,14 @@ struct cw_session {
     int exact; /* positions before this one are under the promise of equal bits */
     cw_follower follower;
 };
+
+/* The layer's own feed-forward on its way through its stages. */
+typedef struct {
+    cw_act gated; /* a view of the pass's */
+    cw_mm mm[3];  /* gate, up, down */
+    cw_mm_job job[2];
+    atomic_bool bad; /* a value is not finite */
+} cw_ffn;
 
 /* --- pass.c: the rows of one (half-)batch on their way through the layers --- */
 
@@ -115,7 +124,8 @@ struct cw_pass {
     cw_expert_call call;
     uint64_t ticket;
     bool waiting;     /* a ticket is to be collected */
-    bool ffn_later;   /* this layer's shared experts come after the routed ones */
+    cw_ffn ffn;
+    bool filling; /* ffn is with the filler */
     float *logits;    /* [n, n_vocab] for rows whose destinations do not lie together */
     uint8_t *row_bad; /* [n] */
 };
@@ -139,9 +149,9 @@ void cw_pass_abandon(cw_pass *p);
 CW_MUST_USE cw_status cw_pass_attention(cw_pass *p, int layer, cw_err *err);
 /* Where keys and values of a key/value head (0 for MLA) are in a cache row. */
 cw_attn_shape cw_pass_attn_shape(const cw_model_config *c, int kv_head);
-/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights: in begin, or in end
- * where others compute the routed experts on the same cores. Threads of two processes on one core would wait
- * for each other at every barrier. */
+/* pass_ffn.c: p->y = feed-forward of p->h with the layer's own (dense or shared) weights: in begin, or until
+ * end in the gaps of those who compute the routed experts on our cores. After a begin that was CW_OK there
+ * must be an end. */
 CW_MUST_USE cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err);
 CW_MUST_USE cw_status cw_pass_feed_forward_end(cw_pass *p, int layer, cw_err *err);
 /* Routes p->h and submits the call. */

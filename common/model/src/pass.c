@@ -230,7 +230,7 @@ cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err)
         add_residual(p, p->y, NULL);
         return CW_OK;
     }
-    CW_TRY(cw_pass_collect(p, layer, err));
+    CW_TRY(cw_pass_collect(p, layer, err)); /* where it fails, cw_pass_abandon ends the rest */
     cw_phase_enter(p->e, CW_PHASE_FFN);
     CW_TRY(cw_pass_feed_forward_end(p, layer, err));
     add_residual(p, p->combined, p->e->weights.layers[layer].gate.n ? p->y : NULL);
@@ -239,6 +239,8 @@ cw_status cw_pass_layer_end(cw_pass *p, int layer, cw_err *err)
 
 void cw_pass_abandon(cw_pass *p)
 {
+    if (p->filling) cw_filler_end(p->e->filler);
+    p->filling = false;
     if (!p->waiting) return;
     cw_expert_reply reply;
     p->waiting = false;

@@ -2,62 +2,78 @@
 #include "engine_internal.h"
 #include "router.h"
 
-#include <stdatomic.h>
 #include <string.h>
-
-typedef struct {
-    cw_pass *p;
-    const cw_layer_weights *w;
-    cw_act *gated;
-    atomic_bool bad;
-} step;
 
 static void gate_row(void *ctx, int row, int thread)
 {
     (void)thread;
-    step *s = ctx;
-    int64_t n = s->w->gate.n, at = row * n;
-    s->p->e->kn->silu_mul(s->p->gated.x + at, s->p->gated.x + at, s->p->up + at, n);
-    if (s->w->down.info->quantised && !cw_act_quantise_part(s->gated, s->p->e->kn, row, 0, n))
-        atomic_store(&s->bad, true);
+    cw_pass *p = ctx;
+    cw_ffn *f = &p->ffn;
+    int64_t n = f->gated.k, at = row * n;
+    p->e->kn->silu_mul(f->gated.x + at, f->gated.x + at, p->up + at, n);
+    if (f->mm[2].w->info->quantised && !cw_act_quantise_part(&f->gated, p->e->kn, row, 0, n))
+        atomic_store(&f->bad, true);
 }
 
-static cw_status feed_forward(cw_pass *p, int layer, cw_err *err)
+/* gate and up, SiLU and product, down: three stages. */
+static cw_status make_stages(cw_pass *p, int layer, cw_stage stages[3], cw_err *err)
 {
-    step s = {.p = p, .w = &p->e->weights.layers[layer]};
-    cw_act gated =
-        p->gated; /* dense and shared widths differ: the same memory, as narrow as this layer needs */
-    gated.k = s.w->gate.n;
-    if (gated.k % 32 == 0) gated.a8 = cw_a8_view(&p->gated.a8, 0, p->gated.a8.m, 0, gated.k);
-
-    cw_mm mm[2] = {cw_act_product(&p->h, p->e->kn, p->e->pool, &s.w->gate, gated.x, gated.k),
-                   cw_act_product(&p->h, p->e->kn, p->e->pool, &s.w->up, p->up, gated.k)};
+    const cw_layer_weights *w = &p->e->weights.layers[layer];
+    cw_ffn *f = &p->ffn;
+    int threads = cw_pool_threads(p->e->pool);
+    f->gated = p->gated; /* dense and shared widths differ: the same memory, as narrow as this layer needs */
+    f->gated.k = w->gate.n;
+    if (f->gated.k % 32 == 0) f->gated.a8 = cw_a8_view(&p->gated.a8, 0, p->gated.a8.m, 0, f->gated.k);
+    atomic_store(&f->bad, false);
+    f->mm[0] = cw_act_product(&p->h, p->e->kn, p->e->pool, &w->gate, f->gated.x, f->gated.k);
+    f->mm[1] = cw_act_product(&p->h, p->e->kn, p->e->pool, &w->up, p->up, f->gated.k);
     CW_TRY(cw_pass_check(&p->h, layer, err));
-    cw_matmul_many(p->e->pool, p->e->kn, mm, 2);
-    cw_act_begin(&gated, p->n);
-    s.gated = &gated;
-    cw_pool_run(p->e->pool, gate_row, &s, p->n);
-    if (s.w->down.info->quantised) cw_act_quantised(&gated, !atomic_load(&s.bad));
-    return cw_pass_product(p, &gated, &s.w->down, p->y, layer, err);
+    cw_act_begin(&f->gated, p->n);
+    f->mm[2] = cw_act_product_later(&f->gated, &w->down, p->y, w->down.n);
+    int wide = cw_mm_tasks(&f->job[0], p->e->kn, f->mm, 2, threads);
+    int down = cw_mm_tasks(&f->job[1], p->e->kn, f->mm + 2, 1, threads);
+    stages[0] = (cw_stage){cw_mm_task, &f->job[0], wide};
+    stages[1] = (cw_stage){gate_row, p, p->n};
+    stages[2] = (cw_stage){cw_mm_task, &f->job[1], down};
+    return CW_OK;
+}
+
+static cw_status check_gated(cw_pass *p, int layer, cw_err *err)
+{
+    cw_act_quantised(&p->ffn.gated, !atomic_load(&p->ffn.bad));
+    return cw_pass_check(&p->ffn.gated, layer, err);
 }
 
 cw_status cw_pass_feed_forward_begin(cw_pass *p, int layer, cw_err *err)
 {
-    p->ffn_later = p->waiting && p->e->takes_turns && p->n < CW_OVERLAP_ROWS / 2;
-    return p->ffn_later ? CW_OK : feed_forward(p, layer, err);
+    cw_stage stages[3];
+    CW_TRY(make_stages(p, layer, stages, err));
+    if (p->waiting && p->e->filler && p->n < CW_OVERLAP_ROWS / 2) {
+        p->filling = true;
+        cw_filler_begin(p->e->filler, stages, 3);
+        return CW_OK;
+    }
+    for (int i = 0; i < 3; i++) cw_pool_run(p->e->pool, stages[i].fn, stages[i].ctx, stages[i].n_tasks);
+    return check_gated(p, layer, err);
 }
 
 cw_status cw_pass_feed_forward_end(cw_pass *p, int layer, cw_err *err)
 {
-    if (!p->ffn_later) return CW_OK;
-    p->ffn_later = false;
-    return feed_forward(p, layer, err);
+    if (!p->filling) return CW_OK;
+    p->filling = false;
+    cw_filler_end(p->e->filler);
+    return check_gated(p, layer, err);
 }
+
+typedef struct {
+    cw_pass *p;
+    const cw_layer_weights *w;
+} route_step;
 
 static void route_row(void *ctx, int row, int thread)
 {
     (void)thread;
-    const step *s = ctx;
+    const route_step *s = ctx;
     cw_pass *p = s->p;
     const cw_model_config *c = &p->e->config;
     p->row_bad[row] =
@@ -76,7 +92,7 @@ static uint32_t stream_of(const cw_pass *p)
 
 cw_status cw_pass_route(cw_pass *p, int layer, cw_err *err)
 {
-    step s = {.p = p, .w = &p->e->weights.layers[layer]};
+    route_step s = {.p = p, .w = &p->e->weights.layers[layer]};
     const cw_model_config *c = &p->e->config;
     CW_TRY(cw_pass_product(p, &p->h, &s.w->router, p->scores, layer, err));
     cw_pool_run(p->e->pool, route_row, &s, p->n);

@@ -76,3 +76,16 @@ int cw_cpus_get(int i)
         if (CPU_ISSET(cpu, &set) && i-- == 0) return cpu;
     return 0;
 }
+
+bool cw_cpus_one_each(int n_threads)
+{
+    return bound && n_threads == cw_cpus_count();
+}
+
+void cw_cpus_keep(pthread_t thread, int i)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cw_cpus_get(i), &one);
+    (void)pthread_setaffinity_np(thread, sizeof one, &one);
+}

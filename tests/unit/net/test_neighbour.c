@@ -15,6 +15,8 @@
 #include "local.h"
 #include "party.h"
 
+enum { PREFIX = 24 }; /* of a message, net/src/stream.h */
+
 static party server, client;
 static cw_keys *raw_keys; /* the raw peer's */
 static cw_link honest;
@@ -83,15 +85,15 @@ static void raw_send(int fd, const void *header, size_t n)
     uint8_t bytes[512] = {0};
     cw_store_u32(bytes, 1);
     cw_store_u32(bytes + 4, (uint32_t)n);
-    assert_true(20 + n <= sizeof bytes);
-    memcpy(bytes + 20, header, n);
-    assert_int_equal(send(fd, bytes, 20 + n, MSG_NOSIGNAL), 20 + (ssize_t)n);
+    assert_true(PREFIX + n <= sizeof bytes);
+    memcpy(bytes + PREFIX, header, n);
+    assert_int_equal(send(fd, bytes, PREFIX + n, MSG_NOSIGNAL), PREFIX + (ssize_t)n);
 }
 
 /* The header of the next message that is no heartbeat; 0: the connection has ended. */
 static size_t raw_receive(int fd, uint8_t *header, size_t cap)
 {
-    uint8_t prefix[20];
+    uint8_t prefix[PREFIX];
     do {
         if (recv(fd, prefix, sizeof prefix, MSG_WAITALL) != sizeof prefix) return 0;
     } while (cw_load_u32(prefix) == 0);
@@ -155,7 +157,7 @@ static void impossible_lengths_cost_the_connection_and_a_while(void **state)
     (void)state;
     start_both();
     int fd = raw_join();
-    uint8_t prefix[20] = {0};
+    uint8_t prefix[PREFIX] = {0};
     cw_store_u32(prefix, 2);
     cw_store_u32(prefix + 4, 100);
     cw_store_u32(prefix + 8, CW_DATA_FRAME_MAX + 1);
@@ -214,7 +216,7 @@ static void a_message_that_never_ends_is_not_delivered(void **state)
     (void)state;
     start_both();
     int fd = raw_join();
-    uint8_t prefix[20] = {0};
+    uint8_t prefix[PREFIX] = {0};
     cw_store_u32(prefix, 1);
     cw_store_u32(prefix + 4, 1000);
     assert_int_equal(send(fd, prefix, sizeof prefix, MSG_NOSIGNAL), sizeof prefix);
@@ -250,8 +252,8 @@ static void who_does_not_read_is_let_go(void **state)
         uint8_t bytes[128] = {0};
         cw_store_u32(bytes, 1);
         cw_store_u32(bytes + 4, (uint32_t)n);
-        memcpy(bytes + 20, ping, n);
-        if (send(fd, bytes, 20 + n, MSG_NOSIGNAL) != 20 + (ssize_t)n) break;
+        memcpy(bytes + PREFIX, ping, n);
+        if (send(fd, bytes, PREFIX + n, MSG_NOSIGNAL) != PREFIX + (ssize_t)n) break;
     }
     assert_ends("reads too slowly");
     close(fd);

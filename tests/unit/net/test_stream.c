@@ -14,7 +14,7 @@
 #include "cw/bytes.h"
 #include "stream.h"
 
-enum { PREFIX = 20, SEED = 4711 };
+enum { PREFIX = 24, SEED = 4711 };
 static const net_stream_limits wide = {.header = 1 << 20, .frame = 4 << 20, .message = 8 << 20};
 
 static uint32_t chance(uint32_t *state, uint32_t below)
@@ -79,7 +79,7 @@ static void send_one(net_stream *s, uint32_t number, const uint32_t *lens, uint3
 {
     uint64_t bytes;
     cw_msg *m = message(number, lens, n);
-    assert_int_equal(net_stream_send(s, &m, 64 << 20, 256, &bytes), NET_SENT);
+    assert_int_equal(net_stream_send(s, &m, false, 64 << 20, 256, &bytes), NET_SENT);
     assert_null(m);
 }
 
@@ -146,7 +146,7 @@ static void impossible_lengths_are_refused(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         net_stream *s;
         net_parts p;
-        uint8_t prefix[PREFIX];
+        uint8_t prefix[PREFIX] = {0};
         int fd = half_pair(&s);
         for (size_t k = 0; k < 5; k++) cw_store_u32(prefix + 4 * k, bad[i][k]);
         assert_int_equal(write(fd, prefix, sizeof prefix), PREFIX);
@@ -166,7 +166,7 @@ static void what_is_not_read_waits_in_order_and_has_a_limit(void **state)
     pair_of(&from, &to);
     for (;; sent++) {
         cw_msg *m = message(sent, lens, 1);
-        net_send r = net_stream_send(from, &m, 2 << 20, 256, &bytes);
+        net_send r = net_stream_send(from, &m, false, 2 << 20, 256, &bytes);
         assert_null(m);
         if (r == NET_SEND_FULL) break;
         assert_int_equal(r, NET_SENT);
@@ -184,7 +184,7 @@ static void what_is_not_read_waits_in_order_and_has_a_limit(void **state)
     /* The number of messages has a limit too. */
     for (sent = 0;; sent++) {
         cw_msg *m = message(sent, lens, 1);
-        if (net_stream_send(from, &m, 64 << 20, 3, &bytes) == NET_SEND_FULL) break;
+        if (net_stream_send(from, &m, false, 64 << 20, 3, &bytes) == NET_SEND_FULL) break;
         assert_true(sent < 1000);
     }
     net_stream_free(&from); /* with what waits */
@@ -210,7 +210,7 @@ static void the_end_comes_after_the_last_message(void **state)
     net_stream_readable(to);
     assert_int_equal(net_stream_receive(to, &wide, &p), NET_RECV_GONE);
     cw_msg *m = message(2, lens, 1);
-    assert_int_equal(net_stream_send(to, &m, 64 << 20, 256, &bytes), NET_SEND_GONE);
+    assert_int_equal(net_stream_send(to, &m, false, 64 << 20, 256, &bytes), NET_SEND_GONE);
     assert_null(m);
     net_stream_free(&to);
 }

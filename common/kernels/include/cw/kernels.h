@@ -115,6 +115,15 @@ uint64_t cw_kernels_fingerprint(const cw_kernels *kn);
  */
 void cw_matmul(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm);
 void cw_matmul_many(cw_pool *pool, const cw_kernels *kn, const cw_mm *mm, int n_mm);
+/* The same products as tasks for whoever runs tasks: how many there are, each cw_mm_task(job, task, any). The
+ * job refers to mm. */
+typedef struct {
+    const cw_kernels *kn;
+    const cw_mm *mm;
+    int n_mm, threads;
+} cw_mm_job;
+CW_MUST_USE int cw_mm_tasks(cw_mm_job *job, const cw_kernels *kn, const cw_mm *mm, int n_mm, int threads);
+void cw_mm_task(void *job, int task, int thread);
 /* Rows x [m, ldx] into rows 0.. of a (a->m >= m). false when any value is not finite. */
 CW_MUST_USE bool cw_a8_quantise_rows(cw_pool *pool, const cw_kernels *kn, cw_a8 *a, const float *x,
                                      int64_t ldx, int32_t m);

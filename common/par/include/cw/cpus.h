@@ -4,6 +4,8 @@
  * Two processes that share a machine then never stand in one another's way on one core while another idles.
  */
 #pragma once
+#include <pthread.h>
+
 #include "cw/status.h"
 
 /* "0-3,8": for the whole process, once, before it starts threads. INVALID: no such list, no such CPU, or not
@@ -16,3 +18,8 @@ bool cw_cpus_bound(void);
 int cw_cpus_count(void);
 /* The number of the i-th of them, 0 <= i < count. */
 int cw_cpus_get(int i);
+
+/* Whether that many threads get one CPU each: the process is bound to as many. */
+bool cw_cpus_one_each(int n_threads);
+/* The thread stays on the i-th of them; where the system refuses, it is slower and nothing else. */
+void cw_cpus_keep(pthread_t thread, int i);
