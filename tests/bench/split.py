@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Split against local on one machine, in interleaved pairs: the same cores, the same model, the same bits.
 
-    split.py -m MODEL [--pairs 10] [--halves] [-p 512] [-n 32] [-t 2] [--wire] [--free] [--worker-arg=ARG ...] [--json]
+    split.py -m MODEL [--pairs 10] [--halves] [-p 512] [-n 32] [-t 2] [--pause 6] [--wire] [--free] [--worker-arg=ARG ...] [--json]
 
 Starts a coordinator and two workers of one thread (each with a copy of all experts, or with --halves each with its own
 half), then runs `causeway bench` with the experts in the process and with the experts on the workers in turn, and prints
 the median of the ratios with quartiles. Everybody is bound to CPUs (--cpus): each worker to one, `causeway bench` to
-both, in the process as well; with --free nobody is. --wire adds `causeway bench --wire` at the end. Nothing else may run meanwhile.
+both, in the process as well; with --free nobody is. Before every run there is a pause: a virtual machine that gives freed
+memory back to its host goes on with that for seconds, which would be counted against the run after the one with the larger
+process, always the same. --wire adds `causeway bench --wire` at the end. Nothing else may run meanwhile.
 """
 import argparse
 import json
@@ -15,6 +17,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from cluster import BIN, TEACHER, Cluster, eventually  # noqa: E402
@@ -96,6 +99,7 @@ def main():
     p.add_argument("-n", "--generate", default="32")
     p.add_argument("-t", "--threads", default="2")
     p.add_argument("-b", "--batch", default="1")
+    p.add_argument("--pause", type=float, default=6, help="seconds before every run (default 6)")
     p.add_argument("--wire", action="store_true")
     p.add_argument("--free", action="store_true")
     p.add_argument("--worker-arg", action="append", default=[])
@@ -113,6 +117,7 @@ def main():
         for i in range(o.pairs):
             pair = {}
             for side in ("split", "local") if i % 2 == 0 else ("local", "split"):
+                time.sleep(o.pause)
                 pair[side] = speeds(bench(o, c, *work, *(["--join", join, *o.bench_arg] if side == "split" else [])))
             rounds.append(pair)
             print(f"pair {i + 1} of {o.pairs}: " + ", ".join(f"{t[0]} {pair['split'][t]:.2f}/{pair['local'][t]:.2f}" for t in pair["split"]), file=sys.stderr)
@@ -124,6 +129,7 @@ def main():
             print(json.dumps(row) if o.json else
                   f"{test[0]:20} split {row['split']:9.2f}   local {row['local']:9.2f}   split/local {median:6.3f}   quartiles {q1:.3f} to {q3:.3f}")
         if o.wire:
+            time.sleep(o.pause)
             print(bench(o, c, "--wire", "--join", join, "-t", o.threads, *([] if o.free else ["--cpus", "0,1"]), *o.bench_arg), end="")
 
 
