@@ -32,7 +32,7 @@ static void begin_connection(cw_net *n, net_link *l, const char *address, const 
         net_link_fail(n, l, "no socket for another connection");
         return;
     }
-    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) || 
+    if (!setup(n, l, a) || !(l->mon = net_monitor_open(n, l->sock)) ||
         !net_poll_add(n, l->sock, NET_POLL_LINKS + l->id) ||
         !net_poll_add(n, l->mon, NET_POLL_LINKS + l->id) || zmq_connect(l->sock, address) != 0)
         net_link_fail(n, l, "cannot connect: %.100s", zmq_strerror(errno));

@@ -107,7 +107,7 @@ struct net_link {
     net_stream *stream;
     bool proving; /* incoming: the first message of the proof has come */
     bool watched_for_room; /* the poll tells when it can be written to again */
-    int64_t heard_us, said_us;
+    int64_t heard_us, said_us, timed_us; /* the last is of the timer that looks at the others */
     net_proof proof;
 
     uint32_t ready; /* epoll's events that wait to be looked after */
@@ -144,7 +144,7 @@ struct cw_net {
     } neighbours; /* who listens for them, see neighbour.c */
     net_link **links;
     size_t n_links, cap_links;
-    uint32_t n_live;
+    uint32_t n_live, n_unproven; /* the latter are among the former */
     net_map by_id, by_rid;
     cw_outbox out;
     int poll_fd;
@@ -188,6 +188,8 @@ void net_deliver(cw_net *n, cw_event *ev);
  * link. */
 CW_MUST_USE net_link *net_link_new(cw_net *n, cw_link id);
 net_link *net_link_find(const cw_net *n, cw_link id);
+/* Came over the same host and has not proven a key. */
+bool net_link_is_unproven(const net_link *l);
 /* LINK_DOWN will be delivered in this round, the connection is let go. Ignored for links whose machine is
  * done with them. */
 void net_link_fail(cw_net *n, net_link *l, const char *fmt, ...) CW_PRINTF(3, 4);

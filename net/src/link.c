@@ -50,6 +50,11 @@ fail:
     return NULL;
 }
 
+bool net_link_is_unproven(const net_link *l)
+{
+    return l->local && l->incoming && l->state == NET_CONNECTING;
+}
+
 static void let_go(cw_net *n, net_link *l)
 {
     if (l->stream)
@@ -63,6 +68,7 @@ static void let_go(cw_net *n, net_link *l)
 static void now_dead(cw_net *n, net_link *l)
 {
     if (l->state == NET_DEAD) return;
+    if (net_link_is_unproven(l)) n->n_unproven--;
     l->state = NET_DEAD;
     l->deadline_us = n->now_us + NET_FORGET_US;
     n->n_live--;
@@ -299,7 +305,8 @@ void net_link_message(cw_net *n, net_link *l, net_parts *p)
         net_fatal(n, CW_STATUS_NO_MEMORY, "no memory to receive a message");
     } else if (p->n_parts == 0 || p->n_parts > 1 + CW_MSG_MAX_FRAMES) {
         net_link_blame(n, l, "a message of %u parts", p->n_parts);
-    } else if (cw_msg_decode(p->header.data, p->header.len, cw_gate_header_max(&l->gate), p->frames, p->n_frames, &m, &err) != CW_OK) {
+    } else if (cw_msg_decode(p->header.data, p->header.len, cw_gate_header_max(&l->gate), p->frames,
+                             p->n_frames, &m, &err) != CW_OK) {
         if (err.code == CW_STATUS_NO_MEMORY)
             net_fatal(n, err.code, "%s", err.text);
         else

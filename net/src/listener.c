@@ -157,7 +157,7 @@ static net_link *introduce(cw_net *n, net_listener *l, net_received *r, const cw
         turn_away(n, c, l, key, "it chose its own routing id");
         return NULL;
     }
-    if (n->n_live >= n->cfg.max_peers) {
+    if (n->n_live - n->n_unproven >= n->cfg.max_peers) {
         CW_LOG_W("net", "peer turned away port=%s reason=\"%u peers are the limit\"", port_names[l->port],
                  n->cfg.max_peers);
         net_listener_drop_half_open(l, c);

@@ -19,7 +19,9 @@
 #include "cw/mem.h"
 #include "internal.h"
 
-enum { BACKLOG = 64, SHUT_US = 1000000, FIXED_CREDIT = 4 << 20 };
+/* Fewer are accepted at once than may be unproven: each has its first words read before it can be the oldest.
+ */
+enum { BACKLOG = 64, ACCEPT_BURST = NET_LOCAL_UNPROVEN / 2, SHUT_US = 1000000, FIXED_CREDIT = 4 << 20 };
 
 /* --- listening --- */
 
@@ -31,14 +33,14 @@ static int bound_socket(const char *path)
     if (fd < 0) return -1;
     /* A file of that name is our own, of a run that did not end well: the directory is private, and who has
      * our key has our state directory's lock. */
-    if ((unlink(path) != 0 && errno != ENOENT) || bind(fd, (struct sockaddr *)&a, sizeof a) != 0 ||
-        listen(fd, BACKLOG) != 0) {
-        int e = errno;
-        close(fd);
-        errno = e;
-        return -1;
+    if ((unlink(path) == 0 || errno == ENOENT) && bind(fd, (struct sockaddr *)&a, sizeof a) == 0) {
+        if (listen(fd, BACKLOG) == 0) return fd;
+        (void)unlink(path);
     }
-    return fd;
+    int e = errno;
+    close(fd);
+    errno = e;
+    return -1;
 }
 
 cw_status net_neighbours_listen(cw_net *n, cw_port port, const char *dir, cw_err *err)
@@ -51,7 +53,7 @@ cw_status net_neighbours_listen(cw_net *n, cw_port port, const char *dir, cw_err
     int fd = bound_socket(path);
     if (fd < 0 || !net_poll_fd(n, EPOLL_CTL_ADD, fd, NET_POLL_NEIGHBOURS, EPOLLIN)) {
         cw_status s = CW_FAIL(err, CW_STATUS_IO, "cannot listen on %s: %s", path, strerror(errno));
-        if (fd >= 0) close(fd);
+        if (fd >= 0) (void)unlink(path), close(fd);
         return s;
     }
     n->neighbours.fd = fd;
@@ -75,7 +77,7 @@ static bool adopt(cw_net *n, net_link *l, int fd)
     l->stream = net_stream_new(fd);
     if (l->stream && net_poll_fd(n, EPOLL_CTL_ADD, fd, NET_POLL_LINKS + l->id, EPOLLIN)) {
         l->local = true;
-        l->heard_us = l->said_us = n->now_us;
+        l->heard_us = l->said_us = l->timed_us = n->now_us;
         return true;
     }
     if (l->stream)
@@ -100,15 +102,12 @@ static void ended(cw_net *n, net_link *l)
 /* Under a flood the oldest that has proven nothing goes first: an honest proof takes milliseconds. */
 static void make_room(cw_net *n)
 {
-    uint32_t unproven = 0;
     net_link *oldest = NULL;
+    if (n->n_unproven < NET_LOCAL_UNPROVEN) return;
     for (size_t i = 0; i < n->n_links; i++) {
         net_link *l = n->links[i];
-        if (!l->local || !l->incoming || l->state != NET_CONNECTING || l->failing) continue;
-        unproven++;
-        if (!oldest || l->deadline_us < oldest->deadline_us) oldest = l;
+        if (net_link_is_unproven(l) && (!oldest || l->deadline_us < oldest->deadline_us)) oldest = l;
     }
-    if (unproven < NET_LOCAL_UNPROVEN) return;
     NET_COUNT(n, silent, 1);
     net_link_close(n, oldest, true);
 }
@@ -116,7 +115,7 @@ static void make_room(cw_net *n)
 static void introduce(cw_net *n, int fd)
 {
     make_room(n);
-    if (!net_local_peer_is_ours(fd) || n->n_live >= n->cfg.max_peers) {
+    if (!net_local_peer_is_ours(fd) || n->n_live - n->n_unproven >= n->cfg.max_peers) {
         CW_LOG_W("net", "a same-host peer was turned away: it is of another user, or %u peers are there",
                  n->cfg.max_peers);
         close(fd);
@@ -127,9 +126,10 @@ static void introduce(cw_net *n, int fd)
         close(fd);
         return;
     }
-    l->incoming = true;
+    l->incoming = l->local = true;
     l->port = n->neighbours.port;
     l->state = NET_CONNECTING;
+    n->n_unproven++;
     l->deadline_us = n->now_us + NET_FIRST_WORD_US;
     snprintf(l->address, sizeof l->address, "this host");
     cw_gate_incoming(&l->gate, n->cfg.self, net_purpose(l->port));
@@ -145,7 +145,7 @@ static void watch_door(cw_net *n, uint32_t events)
 void net_neighbours_accept(cw_net *n)
 {
     n->neighbours.ready = false;
-    for (int i = 0; i < BACKLOG && n->neighbours.fd >= 0 && n->fatal.code == CW_OK; i++) {
+    for (int i = 0; i < ACCEPT_BURST && n->neighbours.fd >= 0 && n->fatal.code == CW_OK; i++) {
         int fd = accept4(n->neighbours.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             introduce(n, fd);
@@ -222,6 +222,7 @@ static void prove_to_opener(cw_net *n, net_link *l, const net_parts *p)
                net_zap_admits(n->zap, &l->proof.opener)) {
         l->key = l->proof.opener;
         l->state = NET_UP;
+        n->n_unproven--;
         l->stats.up_since_us = n->now_us;
         l->deadline_us = n->now_us + NET_FIRST_WORD_US;
         net_link_arrived(n, l);
@@ -243,8 +244,21 @@ static net_stream_limits limits_of(const cw_net *n, const net_link *l)
         .header = header, .frame = CW_DATA_FRAME_MAX, .message = FIXED_CREDIT + n->cfg.peer_credit};
 }
 
+static void bad(cw_net *n, net_link *l)
+{
+    if (l->state == NET_UP)
+        net_link_blame(n, l, "a message of lengths that none may have here");
+    else if (l->state == NET_CONNECTING && l->incoming)
+        refuse(n, l);
+    else
+        ended(n, l);
+}
+
 static void take(cw_net *n, net_link *l, net_parts *p)
 {
+    bool beat = p->n_parts == 0;
+    if (beat && l->state == NET_CONNECTING) bad(n, l);
+    if (beat) return;
     if (l->state != NET_CONNECTING) {
         bool was_new = l->incoming && l->gate.state == CW_GATE_NEW;
         /* Its sender has the rest of a layer for other workers in hand. What we compute takes long enough to
@@ -262,16 +276,6 @@ static void take(cw_net *n, net_link *l, net_parts *p)
     net_parts_free(p);
 }
 
-static void bad(cw_net *n, net_link *l)
-{
-    if (l->state == NET_UP)
-        net_link_blame(n, l, "a message of lengths that none may have here");
-    else if (l->state == NET_CONNECTING && l->incoming)
-        refuse(n, l);
-    else
-        ended(n, l);
-}
-
 void net_neighbour_receive(cw_net *n, net_link *l)
 {
     for (int i = 0; i < NET_RECV_BURST && l->stream && !l->failing && n->fatal.code == CW_OK; i++) {
@@ -286,7 +290,8 @@ void net_neighbour_receive(cw_net *n, net_link *l)
         case NET_RECV_BROKEN: ended(n, l); return;
         }
     }
-    if (l->stream) net_touched(n, l); /* there may be more */
+    /* The others first. What is still in the socket the poll will tell, what has been read it cannot. */
+    if (l->stream && net_stream_pause(l->stream)) net_touched(n, l);
 }
 
 /* The poll tells when there is room again, as long as something waits for it. */
@@ -302,10 +307,11 @@ static void watch_for_room(cw_net *n, net_link *l)
 
 net_send net_neighbour_send(cw_net *n, net_link *l, cw_msg **m, uint64_t *bytes)
 {
-    net_send r = net_stream_send(l->stream, m, n->more_to_send, n->cfg.queue_bytes, n->cfg.queue_messages, bytes);
+    net_send r =
+        net_stream_send(l->stream, m, n->more_to_send, n->cfg.queue_bytes, n->cfg.queue_messages, bytes);
     l->said_us = n->now_us;
     if (r == NET_SENT) watch_for_room(n, l);
-    /* What a peer that is gone said last is still to be read, and the end of that ends the link. */
+    /* What a peer that is gone said last is still to be read, and its end ends the link. */
     return r == NET_SEND_GONE ? NET_SENT : r;
 }
 
@@ -327,12 +333,15 @@ void net_neighbour_timer(cw_net *n, net_link *l)
 {
     /* This is looked at once a tick. */
     int64_t beat = (int64_t)n->cfg.heartbeat_ms * 1000, dead = 3 * (beat + NET_TICK_US);
+    bool was_away = n->now_us - l->timed_us > beat + NET_TICK_US;
+    l->timed_us = n->now_us;
     if (l->state != NET_UP || l->failing) return;
+    if (was_away) l->heard_us = n->now_us; /* it was us who did not listen */
     if (n->now_us - l->heard_us > dead) {
         NET_COUNT(n, silent, 1);
         net_link_fail(n, l, "nothing came from it for %lld s", (long long)(dead / 1000000));
     } else if (n->now_us - l->said_us >= beat) {
         l->said_us = n->now_us;
-        if (net_stream_beat(l->stream) != NET_SENT) ended(n, l);
+        if (net_stream_beat(l->stream) == NET_SENT) watch_for_room(n, l); /* else see net_neighbour_send */
     }
 }

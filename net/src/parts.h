@@ -1,4 +1,4 @@
-/* A message as it came, whatever way it took: the header and up to CW_MSG_MAX_FRAMES raw frames, all owned. */
+/* A message as it came, whatever way: the header and up to CW_MSG_MAX_FRAMES raw frames, all owned. */
 #pragma once
 #include "cw/msg.h"
 

@@ -130,7 +130,7 @@ static net_recv begin(net_stream *s, const net_stream_limits *limits)
         s->parts[i] = (cw_frame){.data = block, .len = len, .owner = block, .release = cw_block_give};
     }
     s->at += PREFIX;
-    s->begun = n > 0;
+    s->begun = true;
     s->n_parts = n;
     s->busy = cw_load_u32(prefix + BUSY);
     s->part = 0;
@@ -190,6 +190,12 @@ net_recv net_stream_receive(net_stream *s, const net_stream_limits *limits, net_
     return r;
 }
 
+bool net_stream_pause(net_stream *s)
+{
+    s->dry = true;
+    return s->at < s->end;
+}
+
 bool net_stream_is_in_the_way(const net_stream *s)
 {
     return s->busy && s->busy == 1 + (uint32_t)sched_getcpu();
@@ -224,6 +230,8 @@ static uint32_t left_of(const outgoing *o, struct iovec iov[PARTS])
     return n;
 }
 
+/* After a write that failed the peer would take the next message for the rest of this one. So the stream is
+ * shut both ways: what has come can still be read, and then the end. */
 static net_send write_some(const net_stream *s, outgoing *o)
 {
     while (o->sent < o->len) {
@@ -231,7 +239,11 @@ static net_send write_some(const net_stream *s, outgoing *o)
         struct msghdr m = {.msg_iov = iov, .msg_iovlen = left_of(o, iov)};
         ssize_t n = sendmsg(s->fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK ? NET_SENT : NET_SEND_GONE;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return NET_SENT;
+        if (n < 0) {
+            (void)shutdown(s->fd, SHUT_RDWR);
+            return NET_SEND_GONE;
+        }
         o->sent += (size_t)n;
     }
     return NET_SENT;
@@ -252,8 +264,8 @@ static net_send leave(net_stream *s, outgoing *o)
     return NET_SENT;
 }
 
-net_send net_stream_send(net_stream *s, cw_msg **mp, bool more, uint64_t queue_bytes, uint32_t queue_messages,
-                         uint64_t *bytes)
+net_send net_stream_send(net_stream *s, cw_msg **mp, bool more, uint64_t queue_bytes,
+                         uint32_t queue_messages, uint64_t *bytes)
 {
     cw_msg *m = *mp;
     net_send r = NET_SEND_NO_MEMORY;

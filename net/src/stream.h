@@ -32,13 +32,17 @@ typedef struct {
 
 /* The poll says that there is something to read. */
 void net_stream_readable(net_stream *s);
-/* GOT: one message; call again until it is NONE, or what has been read stays unseen by the poll. */
+/* GOT: one message, or a heartbeat, which has no parts. Call again until it is NONE, or what has been read
+ * stays unseen by the poll. */
 net_recv net_stream_receive(net_stream *s, const net_stream_limits *limits, net_parts *p);
+/* Reads no more until net_stream_readable. true: something that has been read already waits. */
+CW_MUST_USE bool net_stream_pause(net_stream *s);
 /* Of the last message: its sender has more to send and stands behind us on this very CPU. */
 CW_MUST_USE bool net_stream_is_in_the_way(const net_stream *s);
 
 /* FULL when more than that would wait; *m is consumed in every case, *bytes are of its parts. `more`: the
- * caller is about to send to others. */
+ * caller is about to send to others. GONE: what the peer said before can still be received, and then its
+ * end. */
 net_send net_stream_send(net_stream *s, cw_msg **m, bool more, uint64_t queue_bytes, uint32_t queue_messages,
                          uint64_t *bytes);
 /* A message of one part, copied. */

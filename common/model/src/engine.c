@@ -111,7 +111,8 @@ void cw_engine_set_experts(cw_engine *e, cw_experts *x)
     if (!fills)
         cw_filler_free(&e->filler);
     else if (!e->filler && cw_filler_new(e->pool, &e->filler, NULL) != CW_OK)
-        CW_LOG_W("engine", "shared experts have no threads of their own and take turns with the pool's");
+        CW_LOG_W("engine", "no threads for shared experts in the gaps of the workers: both compute side by side, "
+                           "which is slower");
 }
 
 /* --- questions --- */

@@ -1,8 +1,9 @@
 /*
  * See cw/filler.h. Whoever ends a stage opens the next. Nothing here is locked: a thread of the lowest
  * priority that held a lock could be kept from running for as long as others have work, and so would be
- * whoever wants the lock. Sleepers are woken through semaphores; one that is woken for nothing looks and
- * sleeps again.
+ * whoever wants the lock. The same is true of the task that such a thread has in hand, which is why tasks
+ * should be short (tens of microseconds), and is all that the caller may have to wait for. Sleepers are woken
+ * through semaphores; one that is woken for nothing looks and sleeps again.
  */
 #include "cw/filler.h"
 
@@ -77,6 +78,8 @@ static void sleep_until_posted(sem_t *s)
 {
     while (sem_wait(s) != 0) { /* interrupted */
     }
+    while (sem_trywait(s) == 0) { /* one look is enough for all of them */
+    }
 }
 
 static void *member_main(void *arg)
@@ -88,8 +91,8 @@ static void *member_main(void *arg)
     cw_fp_setup();
     while (!atomic_load(&f->stop)) {
         work_in_gaps(f, m->index);
-        /* A stage may be about to end elsewhere; and where the chain has ended, the pool's thread is wanted on
-         * this CPU in a moment, which takes an idle one far longer than a busy one to notice. */
+        /* A stage may be about to end elsewhere; and where the chain has ended, the pool's thread is wanted
+         * on this CPU in a moment, which takes an idle one far longer than a busy one to notice. */
         SPIN_FOR(has_tasks(f));
         if (!has_tasks(f)) sleep_until_posted(&m->go);
     }

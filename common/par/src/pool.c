@@ -1,8 +1,8 @@
 /*
  * The compute pool.
  *
- * The tasks of a run are given out by tasks.h. The caller returns when every task is done, without waiting for
- * threads that came too late to get one.
+ * The tasks of a run are given out by tasks.h. The caller returns when every task is done, without waiting
+ * for threads that came too late to get one.
  *
  * Threads look for work for at most SPIN_US when the pool has no more threads than there are CPUs, then
  * sleep.

@@ -211,6 +211,25 @@ static void a_hello_without_a_proof_is_cut_unheard(void **state)
     the_honest_one_is_undisturbed();
 }
 
+/* Heartbeats are for those who have proven a key, and cost nobody else anything. */
+static void a_flood_of_heartbeats_keeps_nobody_waiting(void **state)
+{
+    enum { BLOCK = 48000, BLOCKS = 200 };
+    static uint8_t zeros[BLOCK]; /* 2,000 of them */
+    (void)state;
+    start_both();
+    int early = raw_open(), fd = raw_join();
+    (void)!send(early, zeros, BLOCK, MSG_NOSIGNAL);
+    assert_closed(early);
+    for (uint64_t i = 0; i < BLOCKS; i++) {
+        assert_int_equal(send(fd, zeros, BLOCK, MSG_NOSIGNAL), BLOCK);
+        if (i % 20 == 0) party_check_echo(&client, honest, i + 1);
+    }
+    assert_false(party_wait_ms(&server, NULL, CW_EV_LINK_DOWN, raw_link(), 0, 0, NULL));
+    close(fd);
+    the_honest_one_is_undisturbed();
+}
+
 static void a_message_that_never_ends_is_not_delivered(void **state)
 {
     (void)state;
@@ -282,6 +301,7 @@ int main(void)
         T(impossible_lengths_cost_the_connection_and_a_while),
         T(what_is_no_message_costs_the_connection),
         T(a_hello_without_a_proof_is_cut_unheard),
+        T(a_flood_of_heartbeats_keeps_nobody_waiting),
         T(a_message_that_never_ends_is_not_delivered),
         T(who_is_silent_for_three_heartbeats_is_let_go),
         T(who_does_not_read_is_let_go),

@@ -55,7 +55,8 @@ static void check(job *j, int n_stages)
 {
     for (int s = 0; s < n_stages; s++) {
         assert_int_equal(atomic_load(&j->stage[s].wrong), 0);
-        for (int k = 0; k < MAX_TASKS; k++) assert_int_equal(atomic_load(&j->stage[s].runs[k]), k < j->n_tasks[s]);
+        for (int k = 0; k < MAX_TASKS; k++)
+            assert_int_equal(atomic_load(&j->stage[s].runs[k]), k < j->n_tasks[s]);
     }
 }
 
@@ -87,7 +88,8 @@ static cw_filler *make(cw_pool **pool)
 static void every_stage_ends_before_the_next_begins(void **state)
 {
     (void)state;
-    static const int shapes[][STAGES] = {{1, 1, 1, 1}, {32, 1, 16, 3}, {0, 5, 0, 100}, {7, 0, 0, 0}, {0, 0, 0, 0}};
+    static const int shapes[][STAGES] = {
+        {1, 1, 1, 1}, {32, 1, 16, 3}, {0, 5, 0, 100}, {7, 0, 0, 0}, {0, 0, 0, 0}};
     static job j;
     cw_pool *pool;
     cw_filler *f = make(&pool);

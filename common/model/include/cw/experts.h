@@ -66,8 +66,8 @@ typedef struct {
 /* Implementations embed this as their first member. */
 struct cw_experts {
     const cw_experts_vtable *vt;
-    /* Other processes of this very machine compute them: an engine that uses all its cores waits with its
-     * own work until they are done. */
+    /* Other processes of this very machine compute them: an engine that uses all its cores does its own work
+     * in the gaps that they leave (cw/filler.h). */
     bool on_our_cores;
 };
 

@@ -28,7 +28,8 @@ CW_MUST_USE cw_status cw_filler_new(const cw_pool *pool, cw_filler **out, cw_err
 void cw_filler_free(cw_filler **f);
 int cw_filler_threads(const cw_filler *f);
 
-/* Returns at once. n <= CW_FILLER_STAGES; they are copied. The one before must have ended. Allocates nothing. */
+/* Returns at once. n <= CW_FILLER_STAGES; they are copied. The chain before must have ended. Allocates
+ * nothing. */
 void cw_filler_begin(cw_filler *f, const cw_stage *stages, int n);
 /* By the same thread, which is in the project's arithmetic (cw_fp_setup): returns when all stages have ended;
  * what they wrote is visible then. */
