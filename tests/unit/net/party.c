@@ -177,6 +177,19 @@ static void *party_main(void *arg)
     return NULL;
 }
 
+void party_dir_new(char out[64])
+{
+    snprintf(out, 64, "/tmp/causeway-local.XXXXXX");
+    assert_non_null(mkdtemp(out));
+}
+
+int party_dir_remove(const char *dir)
+{
+    char command[96];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    return system(command) == 0 ? 0 : -1;
+}
+
 void party_init(party *p, cw_side self)
 {
     static cw_link next_out = CW_LINK_OUT;

@@ -46,6 +46,10 @@ typedef struct party {
     cw_link next_out;
 } party;
 
+/* A private directory for same-host endpoints, and its end with all that is in it. */
+void party_dir_new(char out[64]);
+int party_dir_remove(const char *dir);
+
 void party_init(party *p, cw_side self);
 /* Keys may be given before (p->keys). */
 void party_start(party *p);

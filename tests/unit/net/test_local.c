@@ -23,8 +23,7 @@ static int setup(void **state)
     party_init(&server, CW_SIDE_WORKER);
     party_init(&client, CW_SIDE_EDGE);
     snprintf(server.address, sizeof server.address, "tcp://127.0.0.1:0");
-    snprintf(dir, sizeof dir, "/tmp/causeway-local.XXXXXX");
-    assert_non_null(mkdtemp(dir));
+    party_dir_new(dir);
     server.local_dir = client.cfg.local_dir = dir;
     return 0;
 }
@@ -32,11 +31,9 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    char command[96];
     party_free(&client);
     party_free(&server);
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    return system(command) == 0 ? 0 : -1;
+    return party_dir_remove(dir);
 }
 
 static void start_both(void)
