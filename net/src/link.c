@@ -258,7 +258,8 @@ Cw__Pb__Purpose net_purpose(cw_port port)
 
 static void tell_up(cw_net *n, net_link *l)
 {
-    cw_event ev = {.kind = CW_EV_LINK_UP, .link = l->id, .port = l->port, .key = l->key};
+    cw_event ev = {
+        .kind = CW_EV_LINK_UP, .link = l->id, .port = l->port, .key = l->key, .same_host = l->local};
     snprintf(ev.text, sizeof ev.text, "%.120s", l->address);
     net_deliver(n, &ev);
 }

@@ -267,6 +267,7 @@ static void learn(const cw_edge *e, home *h, const piece *p, const cw_reply_view
         link_learn(&h->us_per_byte, (double)v->service_us / (double)p->cost);
     double rows_us = (double)v->service_us - (double)p->cost * h->us_per_byte;
     if (!small && rows_us > 0) link_learn(&h->us_per_entry, rows_us / p->n);
+    if (h->same_host) return;
     /* All that was on the link when the call left had to pass before its reply could come; a link that is
      * done in 2 ms is not what limits anything. Few bytes tell of a link only where it is thin: there they
      * took clearly longer than scheduling would make them, and the next that do not take it back. */

@@ -124,6 +124,7 @@ struct home {
     double us_per_entry; /* service time of a row, weights not counted, of large calls */
     double bytes_per_s;  /* of the link */
     double carry_us;     /* of a byte on it, in the placement under way */
+    bool same_host;      /* there is no link: what calls wait for is a processor */
     double doubt; /* 1: predictions are taken at their word; falls while it gets nothing, see place.c */
 
     /* Lateness, see late.c. */

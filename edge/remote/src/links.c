@@ -178,6 +178,8 @@ void links_event(cw_edge *e, cw_event *ev, cw_outbox *out)
     if (!h) return;
     if (ev->kind == CW_EV_LINK_UP) {
         h->heard_us = e->now_us;
+        h->same_host = ev->same_host;
+        if (h->same_host) h->bytes_per_s = 0; /* of the way before */
         say_hello(e, h, out);
     } else if (ev->kind == CW_EV_LINK_DOWN) {
         wait_for(e, h, ev->text[0] ? ev->text : "the connection was lost", cw_backoff_take(&h->backoff), out);

@@ -83,12 +83,19 @@ static uint32_t choose(const cw_edge *e, const piece *p, uint32_t expert, uint64
     return best;
 }
 
+/* What its link adds to a call. On this machine that is nothing: what was measured there is how long somebody
+ * waited for a processor, most of all we ourselves, and says nothing of the next call. */
+static double delay_us(const home *h)
+{
+    return h->same_host ? 0 : h->delay_us;
+}
+
 static double nearest_delay(const cw_edge *e)
 {
     double least = -1;
     for (size_t i = 0; i < e->n_homes; i++)
-        if (e->homes[i]->state == HOME_UP && (least < 0 || e->homes[i]->delay_us < least))
-            least = e->homes[i]->delay_us;
+        if (e->homes[i]->state == HOME_UP && (least < 0 || delay_us(e->homes[i]) < least))
+            least = delay_us(e->homes[i]);
     return least < 0 ? 0 : least;
 }
 
@@ -109,7 +116,7 @@ static const home *thinnest(const cw_edge *e)
 static double carry_us(const home *h, const home *thin)
 {
     if (h->bytes_per_s > 0) return 1e6 / h->bytes_per_s;
-    bool alike = thin && thin->delay_us < 2 * h->delay_us + DELAY_NOISE_US &&
+    bool alike = thin && !h->same_host && thin->delay_us < 2 * h->delay_us + DELAY_NOISE_US &&
                  h->delay_us < 2 * thin->delay_us + DELAY_NOISE_US;
     return alike ? 1e6 / thin->bytes_per_s : 0;
 }
@@ -131,7 +138,7 @@ static void assign_experts(cw_edge *e, const piece *p)
     const home *thin = thinnest(e);
     for (size_t i = 0; i < e->n_homes; i++) {
         home *h = e->homes[i];
-        double further = h->delay_us - nearest;
+        double further = delay_us(h) - nearest;
         e->share[i] = 0;
         h->carry_us = carry_us(h, thin);
         e->finish[i] = (further < DELAY_NOISE_US ? 0 : further * h->doubt) + (double)h->load * home_pace(h) +

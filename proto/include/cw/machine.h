@@ -36,6 +36,7 @@ typedef struct {
     cw_port port;   /* incoming links: the listener it came through */
     cw_key key;     /* LINK_UP, MESSAGE: the peer's CURVE key */
     char text[128]; /* LINK_DOWN: why; LINK_UP: the peer's address */
+    bool same_host; /* LINK_UP: the peer is on this very machine, whatever its address */
     cw_msg *msg;
 } cw_event;
 

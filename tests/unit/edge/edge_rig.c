@@ -188,7 +188,11 @@ void er_workers_up(edge_rig *x)
             if (!cw_key_equal(&a->key, &x->worker[w])) continue;
             x->link[w] = a->link;
             a->kind = CW_ACT_CLOSE, a->link = 0, k--; /* taken */
-            rig_up(&x->r, x->link[w], CW_PORT_DATA, &x->worker[w]);
+            rig_event(&x->r, &(cw_event){.kind = CW_EV_LINK_UP,
+                                         .link = x->link[w],
+                                         .port = CW_PORT_DATA,
+                                         .key = x->worker[w],
+                                         .same_host = x->same_host});
             assert_non_null(rig_sent(&x->r, x->link[w], MSG(HELLO)));
             er_worker_welcome(x, w);
             break;

@@ -23,6 +23,7 @@ typedef struct {
     int lies[WORKERS];          /* replies with one bit turned, from now on; negative: all, always the same */
     uint32_t queue_us[WORKERS]; /* told in replies */
     uint32_t service_us;        /* [100] */
+    bool same_host;             /* of links that come up */
     int n_workers;
     int64_t ticket_ms;              /* life of the next ticket */
     Cw__Pb__CallClass next_class;   /* of the next request */

@@ -261,6 +261,31 @@ static void small_differences_of_delay_are_noise_and_large_ones_count(void **sta
     er_free(x);
 }
 
+/* An edge that starves for a processor sees delays; there is no link that they could belong to. */
+static void on_one_machine_no_delay_counts(void **state)
+{
+    (void)state;
+    edge_rig *x = er_new(NULL);
+    x->n_workers = 2;
+    x->same_host = true;
+    er_connect(x);
+    er_welcome(x, 1, 1);
+    cw_edge_want(x->e, x->r.now_us, &x->r.out);
+    er_workers_up(x);
+    rig_clear(&x->r);
+    pong(x, 0, 100);
+    pong(x, 1, 50000);
+    for (int i = 0; i < 4; i++) { /* as on a link of 1 MB/s */
+        er_submit(x, 1, 64, 0xff);
+        assert_int_equal(entries_of(er_call(x, 0, 0)), entries_of(er_call(x, 1, 0)));
+        x->r.now_us += (int64_t)640 * 64;
+        er_answer_all(x);
+        er_check_rows(x);
+        rig_clear(&x->r);
+    }
+    er_free(x);
+}
+
 static void a_worker_that_seemed_slow_is_tried_again(void **state)
 {
     (void)state;
@@ -752,6 +777,7 @@ int main(void)
         cmocka_unit_test(a_layer_is_balanced_over_replicas_and_always_alike),
         cmocka_unit_test(a_faster_worker_gets_more),
         cmocka_unit_test(small_differences_of_delay_are_noise_and_large_ones_count),
+        cmocka_unit_test(on_one_machine_no_delay_counts),
         cmocka_unit_test(a_worker_that_seemed_slow_is_tried_again),
         cmocka_unit_test(thin_links_share_what_is_to_be_carried),
         cmocka_unit_test(an_expert_goes_only_where_it_is),

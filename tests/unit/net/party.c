@@ -59,7 +59,7 @@ size_t pack_ping(uint8_t *out, size_t cap, uint64_t t)
 
 static void record(party *p, const cw_event *ev)
 {
-    party_event e = {.kind = ev->kind, .link = ev->link, .key = ev->key};
+    party_event e = {.kind = ev->kind, .link = ev->link, .key = ev->key, .same_host = ev->same_host};
     snprintf(e.text, sizeof e.text, "%s", ev->text);
     if (ev->msg) {
         const Cw__Pb__Envelope *env = ev->msg->env;

@@ -16,6 +16,7 @@ typedef struct {
     uint64_t sum;   /* of the frames' bytes */
     size_t bytes;   /* of the frames */
     char text[600];
+    bool same_host;
 } party_event;
 
 typedef enum { PARTY_ADMITS, PARTY_REFUSES, PARTY_IGNORES } party_answer;

@@ -65,6 +65,8 @@ static void messages_pass_under_the_proven_key(void **state)
     party_event up = came_by(),
                 hello = party_wait(&server, NULL, CW_EV_MESSAGE, 0, CW__PB__ENVELOPE__BODY_HELLO);
     assert_string_equal(up.text, "this host");
+    assert_true(up.same_host);
+    assert_true(party_wait(&client, NULL, CW_EV_LINK_UP, link, 0).same_host);
     assert_true(cw_key_equal(&up.key, cw_keys_public(client.keys)));
     assert_true(cw_key_equal(&hello.key, cw_keys_public(client.keys)));
     size_t from = 0;
@@ -86,6 +88,7 @@ static void check_by_address(void)
     cw_link link = party_join(&client, &server);
     party_check_echo(&client, link, 7);
     assert_string_equal(came_by().text, "127.0.0.1");
+    assert_false(party_wait(&client, NULL, CW_EV_LINK_UP, link, 0).same_host);
 }
 
 static void a_file_that_nobody_serves_is_left_for_the_address(void **state)
