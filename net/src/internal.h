@@ -32,6 +32,7 @@ enum {
         10000000, /* a dead link's routing id is remembered: messages may still be on their way to us */
     NET_WATCH_US = 50000,
     NET_WATCH_HOT_US = 5000, /* while somebody is far ahead: a fast link brings 2 MB in that time */
+    NET_FIXED_AHEAD = 4 << 20, /* besides its credit a peer may be so many bytes ahead */
     NET_FRAME_SLACK = 4096,  /* CURVE's and ZMTP's overhead on MAXMSGSIZE, rounded up */
     NET_WHY_MAX = 128,
     NET_RECV_BURST = 256,   /* messages taken from one socket before others have a turn */

@@ -1,6 +1,7 @@
 /*
  * Links to processes of this user on this machine: a listening Unix socket, connections that prove their keys
- * (local.h) and then carry messages like all others (stream.h). The machines see no difference.
+ * (local.h) and then carry messages like all others (stream.h). Machines are told that the peer is on this
+ * host and see no other difference.
  *
  * What libzmq does for the other links is done here in the net's own thread: a limit for connections that
  * have not said who they are, heartbeats, and the end of a peer that is silent for three of them. A message's
@@ -21,7 +22,7 @@
 
 /* Fewer are accepted at once than may be unproven: each has its first words read before it can be the oldest.
  */
-enum { BACKLOG = 64, ACCEPT_BURST = NET_LOCAL_UNPROVEN / 2, SHUT_US = 1000000, FIXED_CREDIT = 4 << 20 };
+enum { BACKLOG = 64, ACCEPT_BURST = NET_LOCAL_UNPROVEN / 2, SHUT_US = 1000000 };
 
 /* --- listening --- */
 
@@ -241,7 +242,7 @@ static net_stream_limits limits_of(const cw_net *n, const net_link *l)
     if (l->incoming && l->gate.state != CW_GATE_ADMITTED)
         return (net_stream_limits){.header = header, .message = header};
     return (net_stream_limits){
-        .header = header, .frame = CW_DATA_FRAME_MAX, .message = FIXED_CREDIT + n->cfg.peer_credit};
+        .header = header, .frame = CW_DATA_FRAME_MAX, .message = NET_FIXED_AHEAD + n->cfg.peer_credit};
 }
 
 static void bad(cw_net *n, net_link *l)

@@ -18,7 +18,7 @@
 
 #include "internal.h"
 
-enum { FIXED_AHEAD = 4 << 20, NEW_PEER_AHEAD = 32 << 10, IDLE_BYTES_PER_S = 128, IDLE_MAX = 8 << 20 };
+enum { NEW_PEER_AHEAD = 32 << 10, IDLE_BYTES_PER_S = 128, IDLE_MAX = 8 << 20 };
 
 /* Bytes libzmq has read from this descriptor; false when the system does not tell. */
 static bool bytes_read(int fd, uint64_t *out)
@@ -48,7 +48,7 @@ static uint64_t limit_of(const cw_net *n, const net_conn *c)
         return NEW_PEER_AHEAD;
     int64_t idle_s = (n->now_us - c->spoke_us) / 1000000;
     uint64_t idle = idle_s > 0 ? (uint64_t)idle_s * IDLE_BYTES_PER_S : 0;
-    return n->cfg.peer_credit + FIXED_AHEAD + (idle < IDLE_MAX ? idle : IDLE_MAX);
+    return n->cfg.peer_credit + NET_FIXED_AHEAD + (idle < IDLE_MAX ? idle : IDLE_MAX);
 }
 
 /* true: within its limit. `hot` is set when it is on its way there. */

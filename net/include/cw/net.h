@@ -61,8 +61,8 @@ CW_MUST_USE cw_status cw_net_listen(cw_net *n, cw_port port, const char *address
 /*
  * Before cw_net_run: the same port once more for processes of this user on this machine, as a socket file in
  * `dir` that is named after our key. Whoever opens a link to our key with that directory as its local_dir
- * takes this way, whatever address it was told, and falls back to the address when it fails; machines notice
- * nothing. Nothing is encrypted there; both ends prove their keys all the same (docs/WIRE.md). IO when it
+ * takes this way, whatever address it was told, and falls back to the address when it fails; machines are
+ * told only that the peer is on this host. Nothing is encrypted there; both ends prove their keys all the same (docs/WIRE.md). IO when it
  * cannot be made.
  */
 CW_MUST_USE cw_status cw_net_listen_local(cw_net *n, cw_port port, const char *dir, cw_err *err);

@@ -38,7 +38,8 @@ static void task(void *ctx, int i, int thread)
     if (thread < 0 || thread > THREADS || atomic_fetch_add(&s->busy[thread], 1) != 0 || !cw_fp_ok())
         atomic_store(&s->wrong, 1);
     /* All of the stage before has ended, and what it wrote can be read. */
-    for (int b = c->at - 1; b >= 0 && b >= c->at - 1; b--) {
+    int b = c->at - 1;
+    if (b >= 0) {
         const stage_job *before = &c->j->stage[b];
         if (atomic_load_explicit(&before->ended, memory_order_relaxed) != c->j->n_tasks[b])
             atomic_store(&s->wrong, 2);
